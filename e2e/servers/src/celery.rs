@@ -1,0 +1,1 @@
+//! A real celery for tests.

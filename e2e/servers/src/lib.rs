@@ -1,0 +1,6 @@
+//! Real Postgres, Redis, RabbitMQ and Celery processes for tests: free ports, temporary folders, ended on drop.
+
+pub mod celery;
+pub mod postgres;
+pub mod rabbitmq;
+pub mod redis;

@@ -1,0 +1,1 @@
+//! A real rabbitmq for tests.

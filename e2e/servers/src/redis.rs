@@ -1,0 +1,1 @@
+//! A real redis for tests.

@@ -1,0 +1,1 @@
+//! RabbitMQ and Redis behind one seam: event stream, queues, remote control.

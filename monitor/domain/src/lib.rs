@@ -1,0 +1,1 @@
+//! Celery events and the task state machine: pure, no I/O.

@@ -1,0 +1,1 @@
+//! Source, decode, reduce, one transaction a batch, acknowledge; workers, queues, heartbeat.

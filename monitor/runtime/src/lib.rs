@@ -1,0 +1,1 @@
+//! Telemetry, the admin server (live, ready, metrics, log level) and shutdown.

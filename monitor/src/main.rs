@@ -1,0 +1,2 @@
+//! The thin binary `kanchi-monitor`.
+fn main() {}

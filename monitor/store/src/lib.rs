@@ -1,0 +1,1 @@
+//! All SQL: schema, migrations, partitions, roles, batched writes.

@@ -1,0 +1,1 @@
+//! The operator: CeleryBroker resources in, monitors out.

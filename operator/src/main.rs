@@ -1,0 +1,2 @@
+//! The thin binary `kanchi-operator`.
+fn main() {}
