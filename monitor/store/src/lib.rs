@@ -1,1 +1,36 @@
-//! All SQL: schema, migrations, partitions, roles, batched writes.
+//! All SQL of Kanchi: schema, migrations, partitions, roles, batched writes.
+//!
+//! Three doors, by who knocks:
+//!
+//! - [`StoreWriter`] and [`StoreReporter`]: one monitor, under the database role of its own broker (two connections).
+//! - [`StoreAdmin`]: the operator, under the role that owns the schema.
+//! - [`StoreReader`]: whoever looks, through views; the broker's own rows only when opened by a monitor role.
+//!
+//! No other crate writes SQL. Times are microseconds since the Unix epoch, UTC.
+
+pub mod admin;
+pub mod error;
+pub mod model;
+pub mod reader;
+pub mod retention;
+pub mod scram;
+pub mod url;
+pub mod writer;
+
+mod connection;
+mod migration;
+
+pub use admin::{
+    BrokerKey, BrokerSpec, Deleted, Hints, HourCounts, MonitorReport, RoleMode, StoreAdmin, TopQueue, Upkeep,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use model::{
+    Batch, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, WorkerRow,
+};
+pub use reader::{StoreReader, StoredTask};
+pub use retention::{RetentionClass, RetentionPolicy};
+pub use url::StoreUrl;
+pub use writer::{Epoch, Settled, StoreReporter, StoreWriter};
+
+/// Version of the schema that this build writes; [`StoreAdmin::migrate`] brings a database there.
+pub const SCHEMA_VERSION: i32 = migration::LATEST;

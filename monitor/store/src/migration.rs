@@ -1,0 +1,3 @@
+//! Numbered migrations.
+
+pub(crate) const LATEST: i32 = 1;

@@ -1,0 +1,175 @@
+//! Rows as the monitor hands them over.
+
+use kanchi_domain::{TaskRow, UnixMicros};
+use uuid::Uuid;
+
+use crate::writer::Epoch;
+
+/// Everything that one transaction stores: all of it or nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Identifies the batch, so that a COMMIT of unknown outcome can be resolved. Kept the same over retries.
+    pub id: Uuid,
+    /// The writer's epoch; a batch of an older one is refused.
+    pub epoch: Epoch,
+    /// Digests of the broker messages in this batch; empty where the transport never delivers twice (Redis).
+    pub digests: Vec<u128>,
+    /// The events, one chunk per task (or per worker for events without a task).
+    pub chunks: Vec<EventChunk>,
+    /// Tasks whose facts grew.
+    pub tasks: Vec<LiveTask>,
+    /// Workers that were heard of; the newest row of each.
+    pub workers: Vec<WorkerRow>,
+    /// Counts, at most one entry for each (minute, task name, transition).
+    pub statistics: Vec<MinuteStat>,
+    /// Messages that could not be read; the store keeps a bounded number per broker.
+    pub dead_letters: Vec<DeadLetter>,
+    /// Gaps that began or ended in this batch's part of the stream.
+    pub gaps: Vec<GapRow>,
+}
+
+/// The events of one task within one batch.
+#[derive(Clone, Debug)]
+pub struct EventChunk {
+    /// The task, at most 255 bytes; `None` for events that belong to no task.
+    pub task_id: Option<String>,
+    /// Earliest Celery timestamp in the chunk.
+    pub first_at: UnixMicros,
+    /// How many events the chunk holds.
+    pub count: u16,
+    /// The events as one JSON array, UTF-8; stored as it is, byte by byte.
+    pub events: Vec<u8>,
+}
+
+/// A task as it stands after this batch.
+#[derive(Clone, Debug)]
+pub struct LiveTask {
+    /// The task, at most 255 bytes.
+    pub task_id: String,
+    /// `TaskFacts::encode()`: everything known of the task, this batch included.
+    pub facts: Vec<u8>,
+    /// The projection of exactly these facts.
+    pub row: TaskRow,
+    /// Whether a row of the task may be in the live table already. `false` takes the fast way (a plain COPY); it is
+    /// a promise that the caller asked [`StoreWriter::load_facts`](crate::StoreWriter::load_facts) in this epoch and
+    /// has not written the task since. A broken promise costs a second attempt, never a wrong row.
+    pub maybe_stored: bool,
+}
+
+/// A worker as it was last heard of. Older rows never overwrite newer ones (`last_event_at` decides).
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerRow {
+    /// Celery's node name, for example `celery@host`.
+    pub hostname: String,
+    /// Process id.
+    pub pid: Option<i64>,
+    /// `online`, `offline`, `lost` or `unknown`.
+    pub state: String,
+    /// Heartbeat interval in seconds.
+    pub freq: Option<f64>,
+    /// Tasks running.
+    pub active: Option<i64>,
+    /// Tasks done since its start.
+    pub processed: Option<i64>,
+    /// Load averages over 1, 5 and 15 minutes.
+    pub loadavg: Option<[f64; 3]>,
+    /// For example `py-celery`.
+    pub sw_ident: Option<String>,
+    /// For example `5.5.3`.
+    pub sw_ver: Option<String>,
+    /// For example `Linux`.
+    pub sw_sys: Option<String>,
+    /// When this process said that it started, or was first heard.
+    pub started_at: Option<UnixMicros>,
+    /// Celery timestamp of the newest event of any kind.
+    pub last_event_at: UnixMicros,
+    /// Celery timestamp of the newest heartbeat.
+    pub last_heartbeat_at: Option<UnixMicros>,
+}
+
+/// Transitions counted within one minute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MinuteStat {
+    /// Start of the minute of the transition, by Celery's timestamp.
+    pub minute: UnixMicros,
+    /// Task name; empty when unknown.
+    pub task_name: String,
+    /// For example `succeeded`, `failed`, `retried`: a fixed set of lower-case words.
+    pub transition: String,
+    /// Transitions of this kind; negative to take back a count that later events disproved.
+    pub count: i64,
+    /// Sum of the runtimes, in seconds.
+    pub runtime_sum: f64,
+    /// Longest runtime, in seconds.
+    pub runtime_max: f64,
+}
+
+/// A message or event that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// When it arrived.
+    pub arrived: UnixMicros,
+    /// A fixed set of words, `RejectReason::as_str()`.
+    pub reason: String,
+    /// More words for people; cut at 1 kB.
+    pub detail: String,
+    /// Head of the bytes; cut at 4 kB.
+    pub sample: Vec<u8>,
+}
+
+/// A stretch of the event stream that may be missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GapRow {
+    /// Identifies the gap, so that it can be closed later.
+    pub id: Uuid,
+    /// Last moment known to be complete.
+    pub from: UnixMicros,
+    /// First moment known to be complete again; `None` while it is open.
+    pub to: Option<UnixMicros>,
+    /// `GapCause::as_str()`.
+    pub cause: String,
+    /// Best guess of the number of events lost.
+    pub estimated_events: Option<u64>,
+}
+
+/// One look at one queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueueRow {
+    /// Queue name.
+    pub name: String,
+    /// Messages that wait.
+    pub ready: u64,
+    /// Messages delivered and not acknowledged; `None` where the broker cannot tell.
+    pub unacked: Option<u64>,
+    /// Consumers; `None` where the broker cannot tell.
+    pub consumers: Option<u64>,
+}
+
+/// What a monitor says of itself, every 5 seconds and at once when its connection changes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heartbeat {
+    /// Which process says so, for example the pod's name.
+    pub instance: String,
+    /// Version of the monitor.
+    pub version: String,
+    /// State of the broker connection: `Connecting`, `Connected` or `Disconnected`.
+    pub connection: String,
+    /// Why it is not connected, a fixed word.
+    pub reason: Option<String>,
+    /// More words for people, without credentials; cut at 1 kB.
+    pub message: Option<String>,
+    /// What the broker said it is, for example `RabbitMQ 4.1.2`.
+    pub broker_version: Option<String>,
+    /// Celery timestamp of the newest event stored.
+    pub last_event_at: Option<UnixMicros>,
+    /// Seconds between an event's arrival and its commit, of the newest batch.
+    pub lag_seconds: Option<f64>,
+    /// Events stored per second, over the last half minute or so.
+    pub events_per_second: Option<f64>,
+    /// Workers that are online; `None` when not known.
+    pub workers_online: Option<u64>,
+    /// Messages waiting in all sampled queues; `None` when not known.
+    pub messages_queued: Option<u64>,
+    /// Bytes waiting in memory and in the spool.
+    pub spool_bytes: Option<u64>,
+}
