@@ -26,7 +26,7 @@ app.conf.update(
     result_backend=os.environ.get("RESULT_BACKEND") or None,
     result_extended=True,
     # These two make a deployment visible: workers tell what happens to tasks, publishers tell what was sent.
-    worker_send_task_events=True,
+    worker_send_task_events=os.environ.get("TASK_EVENTS", "1") == "1",
     task_send_sent_event=True,
     task_default_queue="orders",
     # `backlog` has no worker unless one is told to consume it: its depth is then known exactly.
