@@ -163,7 +163,10 @@ mod tests {
 
     fn sample() -> MonitorConfig {
         MonitorConfig {
-            broker: Identity { namespace: "shop".into(), name: "orders".into() },
+            broker: Identity {
+                namespace: "shop".into(),
+                name: "orders".into(),
+            },
             broker_key: 42,
             read_only: false,
             celery: Celery {
@@ -177,10 +180,24 @@ mod tests {
                     expires_seconds: 86_400,
                 },
             },
-            queues: Queues { include: vec!["billing".into()], sample_interval_seconds: 15 },
-            workers: Workers { offline_after_seconds: 60 },
-            payloads: Payloads { store: PayloadStore::Full, max_bytes: 65_536, redact_keys: vec!["password".into()] },
-            retention: Retention { succeeded_days: 14, failed_days: 30, events_days: 7, statistics_days: 365 },
+            queues: Queues {
+                include: vec!["billing".into()],
+                sample_interval_seconds: 15,
+            },
+            workers: Workers {
+                offline_after_seconds: 60,
+            },
+            payloads: Payloads {
+                store: PayloadStore::Full,
+                max_bytes: 65_536,
+                redact_keys: vec!["password".into()],
+            },
+            retention: Retention {
+                succeeded_days: 14,
+                failed_days: 30,
+                events_days: 7,
+                statistics_days: 365,
+            },
             log_level: "info".into(),
         }
     }

@@ -4,11 +4,13 @@
 //! the kubelet mounts it as a directory ([`CONFIG_DIR`]); the monitor reads the files named in [`file`] and reads them
 //! again when they change. Durations are whole seconds and sizes are bytes: the operator has parsed the user's text.
 
+pub mod broker_url;
 pub mod config;
 
+pub use broker_url::{BrokerUrl, BrokerUrlError, Encryption, Transport, Verification};
 pub use config::{
-    Celery, ConfigError, EventQueue, EventQueueType, Identity, MonitorConfig, Payloads, PayloadStore, Queues, Retention,
-    Workers,
+    Celery, ConfigError, EventQueue, EventQueueType, Identity, MonitorConfig, PayloadStore, Payloads, Queues,
+    Retention, Workers,
 };
 
 /// Directory where the operator mounts the broker's Secret in a monitor pod.
