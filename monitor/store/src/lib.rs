@@ -24,6 +24,7 @@ pub use admin::{
     BrokerKey, BrokerSpec, Deleted, Hints, HourCounts, MonitorReport, RoleMode, StoreAdmin, TopQueue, Upkeep,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use kanchi_domain::UnixMicros;
 pub use model::{
     Batch, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, WorkerRow,
 };
