@@ -74,7 +74,6 @@ SERVICE_PACKAGES=ca-certificates,redis-server,redis-tools,rabbitmq-server,postgr
 
 build_services_image() {
   from_packages services "$(packages_key "$SERVICE_PACKAGES")" essential "$SERVICE_PACKAGES"
-  SERVICES_IMAGE=$IMAGE SERVICES_ARCHIVE=$IMAGE_ARCHIVE
 }
 
 # build_celery_image [version]: the sample application; without a version the newest Celery, looked for anew every week.
@@ -82,11 +81,10 @@ build_celery_image() {
   local version=${1:-} newest tag app=$CHECKOUT/examples/celery-app
   build_services_image
   newest=$([ -n "$version" ] || date +%G-%V)
-  tag=${version:-newest}-$({ echo "$SERVICES_IMAGE $newest" && files_of "$app"; } | digest)
+  tag=${version:-newest}-$({ echo "$IMAGE $newest" && files_of "$app"; } | digest)
   # pip trusts what the machine trusts: a company's own authority in front of PyPI, for example.
-  image celery-app "$tag" "$app" --build-arg BASE="$SERVICES_IMAGE" --build-arg CELERY_VERSION="$version" \
+  image celery-app "$tag" "$app" --build-arg BASE="$IMAGE" --build-arg CELERY_VERSION="$version" \
     -v "$(readlink -f "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}"):/etc/ssl/certs/ca-certificates.crt:ro"
-  CELERY_IMAGE=$IMAGE CELERY_ARCHIVE=$IMAGE_ARCHIVE
 }
 
 files_of() { (cd "$1" && find . -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum); }
@@ -103,17 +101,9 @@ build_binaries() {
 
 BASE_PACKAGES=libc6,libgcc-s1,ca-certificates
 
-build_kanchi_images() {
+build_kanchi_image() { # operator or monitor
   from_packages base "$(packages_key "$BASE_PACKAGES")" extract "$BASE_PACKAGES"
-  local base=$IMAGE
-  kanchi_image operator "$base"
-  OPERATOR_IMAGE=$IMAGE OPERATOR_ARCHIVE=$IMAGE_ARCHIVE
-  kanchi_image monitor "$base"
-  MONITOR_IMAGE=$IMAGE MONITOR_ARCHIVE=$IMAGE_ARCHIVE
-}
-
-kanchi_image() { # part, base
-  local part=$1 base=$2 context tag dockerfile=$CHECKOUT/$1/Dockerfile
+  local part=$1 base=$IMAGE context tag dockerfile=$CHECKOUT/$1/Dockerfile
   context=$(mktemp -d "$LAB_HOME/context-XXXXXX")
   cp "$CARGO_TARGET_DIR/lab/kanchi-$part" "$context/"
   tag=$({ echo "$base" && cat "$dockerfile" "$context/kanchi-$part"; } | digest)
@@ -134,11 +124,15 @@ load_images() {
   done
 }
 
-write_image_names() {
-  cat >"$RUN/images.env" <<ENV
-KANCHI_OPERATOR_IMAGE=$OPERATOR_IMAGE
-KANCHI_MONITOR_IMAGE=$MONITOR_IMAGE
-KANCHI_SERVICES_IMAGE=$SERVICES_IMAGE
-KANCHI_CELERY_IMAGE=$CELERY_IMAGE
-ENV
+# give_to_node <variable> <name>…: loads the image built last, also under stable names, and notes it in images.env.
+give_to_node() {
+  local variable=$1 name
+  shift
+  load_images "$IMAGE_ARCHIVE"
+  for name in "$@"; do
+    ctr -a "$RUN/containerd.sock" -n k8s.io images tag --force "$IMAGE" "$REGISTRY/$name" >/dev/null
+  done
+  touch "$RUN/images.env"
+  sed -i "/^$variable=/d" "$RUN/images.env"
+  echo "$variable=$IMAGE" >>"$RUN/images.env"
 }

@@ -15,7 +15,7 @@ KUBECONFIG_FILE=$RUN/kubeconfig
 CHECKOUT=$(cd "$LAB/../.." && pwd)
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$KANCHI_CACHE/target}
 
-# shellcheck source=versions.env
+# shellcheck source=e2e/lab/versions.env
 source "$LAB/versions.env"
 KUBERNETES_VERSION=${KUBERNETES_VERSION:-${KUBERNETES_VERSIONS[0]}}
 
