@@ -42,8 +42,15 @@ build_components() {
   component pause "$(digest <"$LAB/pause/main.go")" build_pause
 }
 
-# Only the chart's tests want the old Helm.
-build_helm3_component() { component helm3 "$HELM3_VERSION" build_helm3; }
+# A program that can be had without the rest; only the chart's tests want the old Helm.
+build_tool() { component "$1" "$(version_of "$1")" "build_$1"; }
+version_of() {
+  case $1 in
+    helm3) echo "$HELM3_VERSION" ;;
+    helm4) echo "$HELM4_VERSION" ;;
+    *) die "no tool $1" ;;
+  esac
+}
 
 # k8s.io/kubernetes names its staging modules as folders of its own tree; each is published under its own version.
 resolve_kubernetes_modules() {

@@ -29,9 +29,18 @@ install_packages() {
   step "Debian packages: ${missing[*]}" apt_install "${missing[@]}"
 }
 
+# Only the programs are wanted: no service is started that comes with them.
 apt_install() {
-  apt-get update -q
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+  local policy=/usr/sbin/policy-rc.d ours=""
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
+    ours=yes
+  fi
+  local failed=0
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"; } || failed=1
+  [ -z "$ours" ] || rm -f $policy
+  return $failed
 }
 
 # The Go modules name the Go they need; from 1.21 on the go command fetches that by itself.

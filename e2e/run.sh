@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The end-to-end tests on the lab; TEST=<part of a name> for some of them. `make e2e` calls this inside a session.
+set -euo pipefail
+shopt -s inherit_errexit
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${KANCHI_CACHE:-$HOME/.cache/kanchi}/target}
+lab() { "$ROOT/e2e/lab/lab" "$@"; }
+
+if [ -z "${CLUSTER:-}" ]; then
+  lab up
+  lab load kanchi services celery celery-old
+fi
+lines=$(lab env)
+eval "$lines"
+cd "$ROOT"
+cargo test --locked -p kanchi-e2e -- --nocapture ${TEST:+"$TEST"}

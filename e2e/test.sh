@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# `make test`: all of it, or the parts named: install fmt lint generated tests, and gen, which writes instead of checking.
+set -euo pipefail
+shopt -s inherit_errexit
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+export LAB=$ROOT/e2e/lab
+for part in lab/settings lab/say lab/machine stages; do
+  # shellcheck source=/dev/null
+  source "$ROOT/e2e/$part.sh"
+done
+export CARGO_TARGET_DIR CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+cd "$ROOT"
+
+install() { # the real servers the tests start, and what the build wants
+  need_rust
+  local missing=() pair
+  for pair in redis-server:redis-server rabbitmq-server:rabbitmq-server python3:python3 gcc:gcc shellcheck:shellcheck openssl:openssl; do
+    command -v "${pair%%:*}" >/dev/null || [ -x "/usr/sbin/${pair%%:*}" ] || missing+=("${pair##*:}")
+  done
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+  python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+  [ ${#missing[@]} -gt 0 ] || { echo "nothing is missing" && return 0; }
+  command -v apt-get >/dev/null || die "install these: ${missing[*]} (there is no apt-get here to do it)"
+  echo "installing ${missing[*]}"
+  if [ "$(id -u)" -eq 0 ]; then
+    apt_install "${missing[@]}"
+  else
+    sudo bash -c "$(declare -f apt_install); apt_install ${missing[*]}"
+  fi
+}
+
+need_rust() {
+  local wanted found
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  command -v cargo >/dev/null || die "cargo is missing: install Rust $wanted or newer (rustup.rs)"
+  found=$(rustc --version | awk '{print $2}')
+  [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -1)" = "$wanted" ] || die "Rust $found is too old: $wanted or newer is wanted"
+}
+
+fmt() { cargo fmt --all --check; }
+
+lint() {
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  git ls-files -z '*.sh' .ci/run e2e/lab/lab | xargs -0 shellcheck -x
+}
+
+# Generated files are committed: CRDs and their reference by crdgen, manifests/ by the chart.
+generated() {
+  cargo run --quiet --locked -p kanchi-crds --bin crdgen -- --check
+  HELM=$("$LAB/lab" tool helm4) manifests/render.sh --check
+}
+
+gen() {
+  cargo run --quiet --locked -p kanchi-crds --bin crdgen
+  HELM=$("$LAB/lab" tool helm4) manifests/render.sh
+}
+
+tests() { cargo test --workspace --exclude kanchi-e2e --locked; }
+
+trap stage_table EXIT
+[ $# -gt 0 ] || set -- install fmt lint generated tests
+for part in "$@"; do
+  case $part in
+    install | fmt | lint | generated | tests | gen) stage "$part" "$part" ;;
+    *) die "no part $part: install fmt lint generated tests gen" ;;
+  esac
+done
