@@ -11,6 +11,7 @@ use crate::time::UnixMicros;
 mod json;
 mod kind;
 
+pub(crate) use json::{push_fmt, write_number, write_string};
 pub use kind::EventKind;
 
 /// An event of a task, a worker or an application.
@@ -93,11 +94,19 @@ impl Event {
     /// Returns the event's identity: two events with the same one are the same event.
     pub fn identity(&self) -> EventId {
         let mut hash = Xxh3Default::new();
-        for text in [self.type_name.as_bytes(), self.hostname.as_bytes(), self.task_id_bytes()] {
+        for text in [
+            self.type_name.as_bytes(),
+            self.hostname.as_bytes(),
+            self.task_id_bytes(),
+        ] {
             hash.update(&(text.len() as u64).to_le_bytes());
             hash.update(text);
         }
-        let timestamp = if self.has_timestamp() { self.timestamp.0 } else { i64::MIN };
+        let timestamp = if self.has_timestamp() {
+            self.timestamp.0
+        } else {
+            i64::MIN
+        };
         for number in [self.pid.unwrap_or(i64::MIN), self.clock.unwrap_or(i64::MIN), timestamp] {
             hash.update(&number.to_le_bytes());
         }
@@ -237,8 +246,15 @@ pub enum PayloadField {
 
 impl PayloadField {
     /// All payload fields.
-    pub const ALL: [Self; 7] =
-        [Self::Args, Self::Kwargs, Self::Result, Self::Exception, Self::Traceback, Self::Progress, Self::Extra];
+    pub const ALL: [Self; 7] = [
+        Self::Args,
+        Self::Kwargs,
+        Self::Result,
+        Self::Exception,
+        Self::Traceback,
+        Self::Progress,
+        Self::Extra,
+    ];
 
     /// Returns the name used in the store and the API.
     pub const fn as_str(self) -> &'static str {

@@ -115,7 +115,9 @@ impl TaskRow {
     /// Returns when the row must be projected again because it may be EXPIRED by then.
     pub fn deadline(&self) -> Option<UnixMicros> {
         let waits = matches!(self.state, TaskState::Pending | TaskState::Received | TaskState::Retry);
-        self.expires.filter(|_| waits).map(|expires| expires.saturating_add(EXPIRY_GRACE))
+        self.expires
+            .filter(|_| waits)
+            .map(|expires| expires.saturating_add(EXPIRY_GRACE))
     }
 }
 

@@ -25,7 +25,12 @@ impl Reject {
     pub fn new(reason: RejectReason, detail: impl fmt::Display, bytes: &[u8]) -> Self {
         let mut detail = detail.to_string();
         detail.truncate(crate::text::boundary(&detail, DETAIL_BYTES));
-        Self { reason, detail, sample: bytes.get(..SAMPLE_BYTES).unwrap_or(bytes).to_vec(), count: 1 }
+        Self {
+            reason,
+            detail,
+            sample: bytes.get(..SAMPLE_BYTES).unwrap_or(bytes).to_vec(),
+            count: 1,
+        }
     }
 }
 

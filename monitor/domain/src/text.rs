@@ -19,12 +19,18 @@ pub(crate) fn boundary(text: &str, at: usize) -> usize {
 
 /// Returns the smallest char boundary of `text` at or above `at`.
 pub(crate) fn boundary_above(text: &str, at: usize) -> usize {
-    (at..text.len()).find(|&index| text.is_char_boundary(index)).unwrap_or(text.len())
+    (at..text.len())
+        .find(|&index| text.is_char_boundary(index))
+        .unwrap_or(text.len())
 }
 
 /// Returns `text` without NUL; says whether there was one.
 pub(crate) fn without_nul(text: Cow<'_, str>) -> (Cow<'_, str>, bool) {
-    if text.as_bytes().contains(&0) { (text.replace('\0', "\u{FFFD}").into(), true) } else { (text, false) }
+    if text.as_bytes().contains(&0) {
+        (text.replace('\0', "\u{FFFD}").into(), true)
+    } else {
+        (text, false)
+    }
 }
 
 /// Returns a name of at most [`NAME_BYTES`]. A longer one keeps its head and ends in a hash of the whole, so that two long

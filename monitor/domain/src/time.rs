@@ -120,7 +120,9 @@ fn offset(rest: &mut &[u8]) -> Option<i64> {
 fn digits(rest: &mut &[u8], count: usize) -> Option<i64> {
     let (head, tail) = rest.split_at_checked(count)?;
     *rest = tail;
-    head.iter().try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
+    head.iter().try_fold(0, |value, byte| {
+        byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0'))
+    })
 }
 
 fn literal(rest: &mut &[u8], byte: u8) -> Option<()> {
@@ -155,7 +157,15 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_time() {
-        for text in ["", "now", "2026-13-01", "2026-11-21T", "2026-11-21T00:09:52.+00:00", "2026-11-21T00:00x", "2026-1-1"] {
+        for text in [
+            "",
+            "now",
+            "2026-13-01",
+            "2026-11-21T",
+            "2026-11-21T00:09:52.+00:00",
+            "2026-11-21T00:00x",
+            "2026-1-1",
+        ] {
             assert_eq!(UnixMicros::parse_iso8601(text), None, "{text}");
         }
     }
@@ -165,6 +175,9 @@ mod tests {
         for seconds in [0.0, -1.0, 1e18, 1e-3, f64::NAN, f64::INFINITY, 1e10] {
             assert_eq!(UnixMicros::from_seconds(seconds), None, "{seconds}");
         }
-        assert_eq!(UnixMicros::from_seconds(1_795_219_789.979_196_8), Some(UnixMicros(1_795_219_789_979_197)));
+        assert_eq!(
+            UnixMicros::from_seconds(1_795_219_789.979_196_8),
+            Some(UnixMicros(1_795_219_789_979_197))
+        );
     }
 }

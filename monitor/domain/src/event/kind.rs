@@ -155,7 +155,10 @@ impl EventKind {
 
     /// Says whether events of this kind are about a worker.
     pub const fn is_worker(self) -> bool {
-        matches!(self, Self::WorkerOnline | Self::WorkerHeartbeat | Self::WorkerOffline | Self::WorkerOther)
+        matches!(
+            self,
+            Self::WorkerOnline | Self::WorkerHeartbeat | Self::WorkerOffline | Self::WorkerOther
+        )
     }
 
     /// Says whether this is a step in a task's life that Celery itself reports.
