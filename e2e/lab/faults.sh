@@ -10,9 +10,9 @@ fault() { # verb, arguments
   [ -f "$RUN/up" ] || die "lab $LAB_NUMBER is not up"
   fault_chain
   case $verb in
-    cut) # <a> <b> [reset]: nothing passes; with reset, TCP is refused at once instead
+    cut) # <a> <b> [reset]: nothing passes; with reset, TCP is refused at once (but not the refusals themselves)
       if [ "${3:-}" = reset ]; then
-        fault_rule "$1" "$2" -p tcp -j REJECT --reject-with tcp-reset
+        fault_rule "$1" "$2" -p tcp ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
       else
         fault_rule "$1" "$2" -j DROP
       fi
