@@ -9,10 +9,7 @@ use crate::schema;
 use crate::v1alpha1::{ConditionType, VERSION};
 
 /// Kubernetes' own types, whose fields are not repeated.
-const FOREIGN: &[(&str, &str)] = &[
-    ("spec.monitor.affinity", "as a pod's `spec.affinity`"),
-    ("spec.monitor.tolerations", "as a pod's `spec.tolerations`"),
-];
+const FOREIGN: &[&str] = &["spec.monitor.affinity", "spec.monitor.tolerations"];
 
 /// Returns the page of a definition in Markdown.
 pub fn page(crd: &CustomResourceDefinition) -> Result<String, schema::Error> {
@@ -91,19 +88,16 @@ fn fields(out: &mut String, path: &str, schema: &Value) {
         .flatten()
     {
         let path = format!("{path}.{name}");
-        let foreign = FOREIGN.iter().find(|(known, _)| *known == path).map(|(_, what)| *what);
+        let foreign = FOREIGN.contains(&path.as_str());
         let default = match field.get("default") {
-            Some(Value::Object(_)) => "its fields' defaults".to_owned(),
+            Some(Value::Object(map)) if !map.is_empty() => "its fields' defaults".to_owned(),
             Some(value) => format!("`{value}`"),
             None if required.contains(&name.as_str()) => "required".to_owned(),
             None => String::new(),
         };
-        let mut meaning = text(field, "description").replace('\n', " ");
-        if let Some(what) = foreign {
-            let _ = write!(meaning, " ({what})");
-        }
+        let meaning = text(field, "description").replace('\n', " ");
         let _ = writeln!(out, "| `{path}` | {} | {default} | {meaning} |", type_of(field));
-        if foreign.is_none() {
+        if !foreign {
             fields(out, &path, field);
             if let Some(items) = field.get("items") {
                 fields(out, &format!("{path}[]"), items);

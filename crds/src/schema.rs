@@ -40,6 +40,10 @@ fn finish(crd: CustomResourceDefinition) -> Result<CustomResourceDefinition, Err
 fn bound(schema: &mut Value) {
     let Some(node) = schema.as_object_mut() else { return };
     node.remove("nullable");
+    if let Some(text) = node.get("description").and_then(Value::as_str) {
+        let text = unwrapped(text);
+        node.insert("description".into(), text.into());
+    }
     // Integers of Rust types would otherwise be bounded by formats that the API server does not know.
     if let Some("uint32" | "uint16" | "uint64" | "uint8") = node.get("format").and_then(Value::as_str) {
         node.remove("format");
@@ -64,6 +68,14 @@ fn bound(schema: &mut Value) {
     if let Some(properties) = node.get_mut("properties").and_then(Value::as_object_mut) {
         properties.values_mut().for_each(bound);
     }
+}
+
+/// Joins the lines of a paragraph: kubectl wraps by itself.
+fn unwrapped(text: &str) -> String {
+    text.split("\n\n")
+        .map(|paragraph| paragraph.replace('\n', " "))
+        .collect::<Vec<_>>()
+        .join("\n\n")
 }
 
 fn or_insert(node: &mut Map<String, Value>, key: &str, value: u64) {

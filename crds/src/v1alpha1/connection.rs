@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("has(self.url) != has(self.urlSecretRef)")
         .message("connection needs exactly one of url (a URL without a password) and urlSecretRef (a Secret's key that holds the URL): set one and remove the other"),
-    validation = Rule::new("!has(self.url) || self.url.matches('^(amqp|amqps|redis|rediss)://[^/@]*@?[^/@:]')")
+    validation = Rule::new("!has(self.url) || self.url.matches('^(amqp|amqps|redis|rediss)://([^/@]*@)?[^/@:?#]')")
         .message("connection.url must begin with amqp://, amqps://, redis:// or rediss:// and name a host, for example amqp://rabbit.shop.svc:5672/orders"),
     validation = Rule::new("!has(self.url) || !(self.url.matches('^[^:]*://[^@]*:[^@]*@') || self.url.matches('[?&]password='))")
         .message("connection.url must not hold a password, since every reader of this resource would see it: put the whole URL into a Secret and name it in connection.urlSecretRef"),
@@ -87,7 +87,7 @@ fn tls_key() -> String {
     "tls.key".into()
 }
 
-/// The kind of broker behind a URL.
+/// Kind of broker behind the URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Transport {
     /// AMQP 0-9-1.

@@ -16,7 +16,7 @@ pub struct MonitorPods {
     /// Labels a node must carry. Empty: any node.
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that the pod tolerates.
+    /// Taints of nodes that the pod tolerates, as in a pod's `spec.tolerations`.
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub tolerations: Vec<Toleration>,
     /// Rules about which nodes, and near which pods, the pod may run, as in a pod's `spec.affinity`.
