@@ -5,17 +5,22 @@
 //! nothing of the store. It never declares one of Celery's exchanges with other arguments than Celery's, and under
 //! `read_only` it publishes nothing at all.
 
+mod amqp;
+mod backoff;
 pub mod control;
+mod handover;
+mod net;
 pub mod queues;
 pub mod report;
+mod resp;
 pub mod spec;
 pub mod stream;
 mod time;
 
 pub use control::{Command, Control, ControlError, Reply};
 pub use kanchi_contract::BrokerUrl as SecretUrl;
-pub use queues::{QueueSample, QueueSampler, SampleError};
+pub use kanchi_domain::UnixMicros;
+pub use queues::{InFlight, QueueSample, QueueSampler, SampleError};
 pub use report::{ConnectReason, ConnectionReport, ConnectionState, Gap, GapCause};
 pub use spec::{BrokerConnectSpec, TlsFiles};
 pub use stream::{Delivery, DeliveryTag, EventStream, EventStreamOptions, Framing, StreamItem};
-pub use time::UnixMicros;

@@ -1,6 +1,6 @@
 //! News about the connection and about what was missed.
 
-use crate::time::UnixMicros;
+use kanchi_domain::UnixMicros;
 
 /// Where the connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +29,8 @@ impl ConnectionState {
 pub enum ConnectReason {
     /// Nobody listens there.
     ConnectionRefused,
+    /// No route to the host.
+    HostUnreachable,
     /// The host name does not resolve.
     DnsFailed,
     /// Wrong user or password.
@@ -60,6 +62,7 @@ impl ConnectReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ConnectionRefused => "ConnectionRefused",
+            Self::HostUnreachable => "HostUnreachable",
             Self::DnsFailed => "DnsFailed",
             Self::AuthenticationFailed => "AuthenticationFailed",
             Self::TlsFailed => "TlsFailed",

@@ -39,3 +39,41 @@ pub struct BrokerConnectSpec {
     /// Stable id of the `CeleryBroker`, `namespace/name`: part of the names of the monitor's own queues.
     pub broker_key: String,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use kanchi_contract::{EventQueue, EventQueueType};
+
+    pub(crate) fn spec(url: &str) -> BrokerConnectSpec {
+        BrokerConnectSpec {
+            url: BrokerUrl::parse(url).unwrap(),
+            tls: None,
+            celery: Celery {
+                event_exchange: "celeryev".into(),
+                control_exchange: "celery".into(),
+                enable_events: true,
+                global_key_prefix: String::new(),
+                event_queue: EventQueue {
+                    queue_type: EventQueueType::Classic,
+                    max_length_bytes: 1 << 30,
+                    expires_seconds: 86_400,
+                },
+            },
+            read_only: false,
+            broker_key: "shop/orders".into(),
+        }
+    }
+
+    #[test]
+    fn debug_shows_neither_password_nor_key() {
+        let mut spec = spec("amqp://user:canary-password@h");
+        spec.tls = Some(TlsFiles {
+            ca: None,
+            certificate: None,
+            key: Some(b"canary-key".to_vec()),
+        });
+        let shown = format!("{spec:?}");
+        assert!(!shown.contains("canary"), "{shown}");
+    }
+}

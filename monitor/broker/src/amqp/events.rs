@@ -1,0 +1,487 @@
+//! The event stream on RabbitMQ: connect, declare, consume with manual acknowledgements, for ever.
+//!
+//! A connection carries one channel that consumes; RabbitMQ may close that channel alone (a delivery unacknowledged for
+//! `consumer_timeout`), and then only the channel is opened again. Whatever was not acknowledged is delivered again with
+//! the redelivered flag.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use kanchi_contract::Transport;
+use lapin::message::Delivery as AmqpDelivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Consumer};
+
+use super::connection::{AmqpConnection, Purpose, failed};
+use super::prefetch::Prefetch;
+use super::topology::{self, QueuePlan};
+use crate::backoff::Backoff;
+use crate::handover::Ledger;
+use crate::net::ConnectError;
+use crate::report::{ConnectReason, ConnectionState, GapCause};
+use crate::spec::BrokerConnectSpec;
+use crate::stream::{Delivery, DeliveryTag, Framing, Interrupted, StreamItem, StreamTask};
+use crate::time::now;
+
+/// How often overflow is looked for.
+const UPKEEP: Duration = Duration::from_secs(15);
+/// How often a queue that is being drained is looked at.
+const DRAIN_CHECK: Duration = Duration::from_millis(500);
+/// How often companions are renewed, in upkeeps.
+const RENEWAL: u32 = 20;
+/// Deliveries handed over together.
+const BATCH: usize = 256;
+/// A channel that fails sooner after its opening was not closed for a slow acknowledgement.
+const SHORT_LIFE: Duration = Duration::from_secs(2);
+
+/// What outlives a connection to RabbitMQ.
+struct Consumption {
+    ledger: Arc<Ledger>,
+    prefetch: Prefetch,
+    /// Queues of earlier configurations that may hold events, oldest first.
+    outdated: Vec<String>,
+    /// The queue in use.
+    current: Option<QueuePlan>,
+    /// Signs of a restart, for brokers that refuse the queue that would prove it.
+    restart_suspected: bool,
+}
+
+/// Why consuming ended.
+enum Ended {
+    Interrupted(Interrupted),
+    Failed(ConnectError),
+    /// The queue being drained is empty.
+    Drained,
+}
+
+/// Runs until stopped, or until the spec names another transport.
+pub(crate) async fn run(task: &mut StreamTask) -> Interrupted {
+    let mut state = Consumption {
+        ledger: Ledger::new(task.options.budget_bytes.saturating_mul(2)),
+        prefetch: Prefetch::new(task.options.budget_bytes),
+        outdated: task.options.previous_queue.clone().into_iter().collect(),
+        current: None,
+        restart_suspected: false,
+    };
+    let mut backoff = Backoff::new(task.options.max_backoff);
+    loop {
+        let spec = task.specs.borrow_and_update().clone();
+        if spec.url.transport() != Transport::Amqp {
+            return Interrupted::Reload;
+        }
+        if !task.connected_before {
+            task.report(ConnectionState::Connecting, None, None, None);
+        }
+        match state.serve(task, &spec, &mut backoff).await {
+            Ended::Interrupted(Interrupted::Stop) => return Interrupted::Stop,
+            Ended::Interrupted(Interrupted::Reload) | Ended::Drained => continue,
+            Ended::Failed(error) => {
+                state.restart_suspected |= matches!(
+                    error.reason,
+                    ConnectReason::ConnectionRefused | ConnectReason::BrokerUnavailable
+                );
+                task.report(ConnectionState::Disconnected, Some(&error), None, None);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+            interrupted = StreamTask::interrupted(&task.stop, &mut task.specs) => match interrupted {
+                Interrupted::Stop => return Interrupted::Stop,
+                Interrupted::Reload => {}
+            },
+        }
+    }
+}
+
+impl Consumption {
+    /// One connection, from opening to its end.
+    async fn serve(&mut self, task: &mut StreamTask, spec: &BrokerConnectSpec, backoff: &mut Backoff) -> Ended {
+        let purpose = Purpose {
+            name: "events",
+            heartbeat: task.options.heartbeat,
+            timeout: task.options.connect_timeout,
+            ledger: Some(Arc::clone(&self.ledger)),
+        };
+        self.ledger.drained();
+        let setup = async {
+            let connection = AmqpConnection::open(spec, purpose).await?;
+            let plan = QueuePlan::new(spec, connection.major());
+            let found = topology::declare(&connection, spec, &plan).await?;
+            Ok::<_, ConnectError>((connection, plan, found))
+        };
+        let deadline = task.options.connect_timeout.saturating_mul(3);
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(deadline, setup) => outcome,
+            interrupted = StreamTask::interrupted(&task.stop, &mut task.specs) => return Ended::Interrupted(interrupted),
+        };
+        let (connection, plan, found) = match outcome {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(error)) => return Ended::Failed(error),
+            Err(_elapsed) => {
+                let message = "the broker stopped answering while the queue was being declared";
+                return Ended::Failed(ConnectError::new(ConnectReason::Timeout, message));
+            }
+        };
+        if let Some(old) = self.current.take().filter(|old| old.name != plan.name) {
+            self.outdated.push(old.name);
+        }
+        self.outdated.retain(|old| *old != plan.name);
+        let inherited = self.detach_outdated(&connection, spec, &plan).await;
+        self.notice_gap(task, &plan, found, inherited);
+        self.current = Some(plan.clone());
+        self.restart_suspected = false;
+        task.connected_before = true;
+        backoff.reset();
+        let ended = self.consume_all(task, spec, &connection, &plan).await;
+        connection.close().await;
+        ended
+    }
+
+    /// Unbinds queues of earlier configurations; forgets those that are gone. Returns whether one is left.
+    async fn detach_outdated(
+        &mut self,
+        connection: &AmqpConnection,
+        spec: &BrokerConnectSpec,
+        plan: &QueuePlan,
+    ) -> bool {
+        let mut left = Vec::new();
+        for old in std::mem::take(&mut self.outdated) {
+            if !matches!(topology::exists(connection, spec, &old).await, Ok(true)) {
+                continue;
+            }
+            if let Err(error) = topology::unbind(connection, &old, &plan.exchange).await {
+                tracing::warn!(
+                    queue = old,
+                    "failed to unbind a queue of an earlier configuration: {error}"
+                );
+            }
+            left.push(old);
+        }
+        self.outdated = left;
+        !self.outdated.is_empty()
+    }
+
+    fn notice_gap(&self, task: &StreamTask, plan: &QueuePlan, found: topology::Found, inherited: bool) {
+        let Some(from) = task.complete_until else { return };
+        let away = Duration::from_micros(u64::try_from(now().0.saturating_sub(from.0)).unwrap_or(0));
+        let cause = match (found.queue, found.alive) {
+            // The events of the time before are in the queue that is drained first.
+            (false, _) if inherited => return,
+            (false, _) if away >= plan.expires => GapCause::QueueExpired,
+            (false, _) | (true, Some(false)) => GapCause::BrokerRestart,
+            (true, None) if plan.is_classic() && self.restart_suspected => GapCause::BrokerRestart,
+            (true, Some(true) | None) => return,
+        };
+        task.gap(from, cause, None);
+    }
+
+    /// Drains queues of earlier configurations, then consumes the present one until something ends it.
+    async fn consume_all(
+        &mut self,
+        task: &mut StreamTask,
+        spec: &BrokerConnectSpec,
+        connection: &AmqpConnection,
+        plan: &QueuePlan,
+    ) -> Ended {
+        loop {
+            let draining = self.outdated.first().cloned();
+            let queue = draining.clone().unwrap_or_else(|| plan.name.clone());
+            // The next process must find a queue that is not drained yet, so that one is reported as long as it lasts.
+            task.report(
+                ConnectionState::Connected,
+                None,
+                connection.broker_version(),
+                Some(queue.clone()),
+            );
+            let opened = Instant::now();
+            let mut session = match Session::open(self, task, spec, connection, plan, queue, draining.is_some()).await {
+                Ok(session) => session,
+                Err(error) => return Ended::Failed(failed(spec, &error)),
+            };
+            let outcome = session.run().await;
+            match (outcome, draining) {
+                (Ok(Ended::Drained), Some(old)) => {
+                    tracing::info!(queue = old, "drained the queue of an earlier configuration");
+                    if let Err(error) = topology::delete(connection, &old).await {
+                        tracing::warn!(queue = old, "failed to delete a drained queue: {error}");
+                    }
+                    self.outdated.retain(|other| *other != old);
+                }
+                (Ok(ended), _) => return ended,
+                (Err(error), _) if connection.connection.status().connected() && opened.elapsed() > SHORT_LIFE => {
+                    tracing::warn!("the broker closed the channel, opening another: {error}");
+                    match topology::exists(connection, spec, &plan.name).await {
+                        Ok(true) => {}
+                        // Deleted under us: everything is declared again, and a gap noticed.
+                        Ok(false) => return Ended::Failed(failed(spec, &error)),
+                        Err(error) => return Ended::Failed(error),
+                    }
+                }
+                (Err(error), _) => return Ended::Failed(failed(spec, &error)),
+            }
+        }
+    }
+}
+
+/// Whether the consumer goes on.
+enum Consumed {
+    More,
+    End,
+}
+
+/// One channel, consuming one queue.
+struct Session<'a> {
+    state: &'a mut Consumption,
+    task: &'a mut StreamTask,
+    connection: &'a AmqpConnection,
+    plan: &'a QueuePlan,
+    queue: String,
+    draining: bool,
+    channel: Channel,
+    /// Tag of the stream = `base` + tag of the channel, which counts from 1.
+    base: u64,
+    /// Highest tag of the channel that has been acknowledged.
+    acked: u64,
+    prefetch: u16,
+    upkeeps: u32,
+}
+
+impl<'a> Session<'a> {
+    async fn open(
+        state: &'a mut Consumption,
+        task: &'a mut StreamTask,
+        _spec: &BrokerConnectSpec,
+        connection: &'a AmqpConnection,
+        plan: &'a QueuePlan,
+        queue: String,
+        draining: bool,
+    ) -> Result<Self, lapin::Error> {
+        let channel = connection.channel().await?;
+        let base = task.last_tag;
+        if let Some(tag) = task.handover.acknowledged() {
+            state.ledger.acknowledged(tag);
+        }
+        let prefetch = state.prefetch.wanted(state.ledger.held());
+        Ok(Self {
+            state,
+            task,
+            connection,
+            plan,
+            queue,
+            draining,
+            channel,
+            base,
+            acked: 0,
+            prefetch,
+            upkeeps: 0,
+        })
+    }
+
+    async fn run(&mut self) -> Result<Ended, lapin::Error> {
+        // The first look comes at once: what was dropped while nobody was there must be known before the first delivery.
+        self.upkeep().await;
+        loop {
+            let mut consumer = self.subscribe().await?;
+            match self.deliver(&mut consumer).await? {
+                Some(ended) => return Ok(ended),
+                None => tracing::debug!(prefetch = self.prefetch, "changed the prefetch"),
+            }
+        }
+    }
+
+    async fn subscribe(&self) -> Result<Consumer, lapin::Error> {
+        self.channel
+            .basic_qos(self.prefetch, BasicQosOptions::default())
+            .await?;
+        let (queue, options) = (topology::name(&self.queue), BasicConsumeOptions::default());
+        self.channel
+            .basic_consume(queue, topology::name(""), options, FieldTable::default())
+            .await
+    }
+
+    /// Hands deliveries over; `None` when the consumer was cancelled for the sake of another prefetch.
+    async fn deliver(&mut self, consumer: &mut Consumer) -> Result<Option<Ended>, lapin::Error> {
+        let handover = Arc::clone(&self.task.handover);
+        let mut upkeep = tokio::time::interval_at(tokio::time::Instant::now() + UPKEEP, UPKEEP);
+        let mut drain_check = tokio::time::interval(DRAIN_CHECK);
+        let mut cancelled = false;
+        loop {
+            tokio::select! {
+                delivery = consumer.next() => match delivery {
+                    Some(Ok(delivery)) => match self.hand_over(delivery, consumer)? {
+                        Consumed::More => {}
+                        Consumed::End if cancelled => return Ok(None),
+                        Consumed::End => return Err(cancelled_by_broker()),
+                    },
+                    Some(Err(error)) => return Err(error),
+                    None if cancelled => return Ok(None),
+                    None => return Err(cancelled_by_broker()),
+                },
+                () = handover.ack_arrived.notified() => self.acknowledge().await?,
+                _at = upkeep.tick() => self.upkeep().await,
+                _at = drain_check.tick(), if self.draining => {
+                    if self.state.ledger.unacked() == 0 && topology::depth(&self.channel, &self.queue).await? == 0 {
+                        return Ok(Some(Ended::Drained));
+                    }
+                }
+                interrupted = StreamTask::interrupted(&self.task.stop, &mut self.task.specs) => {
+                    self.acknowledge().await?;
+                    return Ok(Some(Ended::Interrupted(interrupted)));
+                }
+            }
+            if !cancelled && let Some(wanted) = self.wanted_prefetch() {
+                self.prefetch = wanted;
+                self.channel
+                    .basic_cancel(consumer.tag(), BasicCancelOptions::default())
+                    .await?;
+                cancelled = true;
+            }
+        }
+    }
+
+    /// Hands over this delivery and those that are there already.
+    fn hand_over(&mut self, first: AmqpDelivery, consumer: &mut Consumer) -> Result<Consumed, lapin::Error> {
+        let mut batch = vec![self.convert(first)];
+        let mut outcome = Ok(Consumed::More);
+        while batch.len() < BATCH {
+            match consumer.next().now_or_never() {
+                Some(Some(Ok(delivery))) => batch.push(self.convert(delivery)),
+                Some(Some(Err(error))) => {
+                    outcome = Err(error);
+                    break;
+                }
+                Some(None) => {
+                    outcome = Ok(Consumed::End);
+                    break;
+                }
+                None => {
+                    self.state.ledger.drained();
+                    break;
+                }
+            }
+        }
+        self.task.complete_until = Some(now());
+        self.task.handover.push(batch);
+        outcome
+    }
+
+    fn convert(&mut self, delivery: AmqpDelivery) -> StreamItem {
+        let tag = DeliveryTag(self.base + delivery.delivery_tag);
+        let bytes = delivery.data.len();
+        self.task.last_tag = tag.0;
+        self.state.prefetch.seen(bytes);
+        self.state.ledger.delivered(tag, bytes + size_of::<Delivery>());
+        let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
+        let headers = delivery.properties.headers().as_ref();
+        let compression = headers
+            .and_then(|headers| headers.inner().get("compression"))
+            .and_then(text_value);
+        // A quorum queue counts deliveries; the flag is set by both kinds of queue.
+        let counted = headers
+            .and_then(|headers| headers.inner().get("x-delivery-count"))
+            .is_some_and(positive);
+        StreamItem::Delivery(Delivery {
+            tag,
+            redelivered: delivery.redelivered || counted,
+            arrived: now(),
+            framing: Framing::Message {
+                content_type: text(delivery.properties.content_type()),
+                content_encoding: text(delivery.properties.content_encoding()),
+                compression,
+            },
+            body: Bytes::from(delivery.data),
+        })
+    }
+
+    async fn acknowledge(&mut self) -> Result<(), lapin::Error> {
+        let Some(tag) = self.task.handover.acknowledged() else {
+            return Ok(());
+        };
+        self.state.ledger.acknowledged(tag);
+        // A tag of an earlier channel only frees its bytes; RabbitMQ has put the message back already.
+        let on_channel = tag.0.min(self.task.last_tag).saturating_sub(self.base);
+        if on_channel > self.acked {
+            self.channel
+                .basic_ack(on_channel, BasicAckOptions { multiple: true })
+                .await?;
+            self.acked = on_channel;
+        }
+        Ok(())
+    }
+
+    fn wanted_prefetch(&mut self) -> Option<u16> {
+        let (held, unacked) = (self.state.ledger.held(), self.state.ledger.unacked());
+        let own = usize::try_from(self.task.last_tag.saturating_sub(self.base + self.acked)).unwrap_or(usize::MAX);
+        // All that is held stands for what this channel holds, unless earlier channels left something behind.
+        let foreign = if unacked > own {
+            held / unacked * (unacked - own)
+        } else {
+            0
+        };
+        self.state.prefetch.change(self.prefetch, held, unacked, foreign)
+    }
+
+    /// Looks for an overflow and keeps the companions alive. What fails here is tried again at the next upkeep.
+    async fn upkeep(&mut self) {
+        self.upkeeps += 1;
+        match self.overflowed().await {
+            Ok(true) => {
+                let from = self
+                    .task
+                    .complete_until
+                    .or(self.task.options.last_seen)
+                    .unwrap_or_else(now);
+                self.task.gap(from, GapCause::QueueOverflow, None);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::debug!("failed to look for an overflow: {error}"),
+        }
+        if self.upkeeps.is_multiple_of(RENEWAL)
+            && self.plan.is_classic()
+            && let Err(error) = topology::renew(self.connection, self.plan).await
+        {
+            tracing::debug!("failed to renew a companion queue: {error}");
+        }
+    }
+
+    async fn overflowed(&mut self) -> Result<bool, lapin::Error> {
+        let channel = self.connection.channel().await?;
+        topology::renew_dropped(&channel, self.plan).await?;
+        let dropped = topology::name(&topology::dropped(&self.plan.name));
+        let found = channel
+            .basic_get(dropped, BasicGetOptions { no_ack: true })
+            .await?
+            .is_some();
+        channel.close(200, "OK".into()).await?;
+        Ok(found)
+    }
+}
+
+fn text_value(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _other => None,
+    }
+}
+
+fn positive(value: &AMQPValue) -> bool {
+    match value {
+        AMQPValue::LongLongInt(count) => *count > 0,
+        AMQPValue::LongInt(count) => *count > 0,
+        AMQPValue::LongUInt(count) => *count > 0,
+        AMQPValue::ShortInt(count) => *count > 0,
+        AMQPValue::ShortShortInt(count) => *count > 0,
+        AMQPValue::ShortShortUInt(count) => *count > 0,
+        AMQPValue::ShortUInt(count) => *count > 0,
+        _other => false,
+    }
+}
+
+/// RabbitMQ cancels a consumer whose queue was deleted or whose node went away.
+fn cancelled_by_broker() -> lapin::Error {
+    std::io::Error::new(std::io::ErrorKind::ConnectionReset, "the broker cancelled the consumer").into()
+}
