@@ -4,6 +4,8 @@ set -euo pipefail
 shopt -s inherit_errexit
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${KANCHI_CACHE:-$HOME/.cache/kanchi}/target}
+# Tests stop Postgres and kill leaders: one at a time.
+export RUST_TEST_THREADS=1
 lab() { "$ROOT/e2e/lab/lab" "$@"; }
 
 if [ -z "${CLUSTER:-}" ]; then
