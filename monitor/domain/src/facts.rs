@@ -1,8 +1,21 @@
 //! What is known of one task: a bounded set of facts whose merge is a union.
+//!
+//! Two parts, each a join-semilattice, so that the whole is one: a set of small facts (when, who, which step), thinned per
+//! step to the lowest and the highest by a total order; and per step the texts of the latest event of that step.
 
-use crate::event::Event;
-use crate::project::TaskRow;
+use std::sync::Arc;
+
+use crate::event::{Event, EventKind, PayloadField, PayloadFields, TaskId};
+use crate::project::{self, TaskRow};
+use crate::text::boundary;
 use crate::time::UnixMicros;
+
+mod codec;
+
+/// Bytes of one text that are kept, whatever the payload policy says.
+const TEXT_BYTES: usize = 256 << 10;
+/// Stands for a time, clock or process id that is not known: lower than any.
+pub(crate) const UNKNOWN: i64 = i64::MIN;
 
 /// Why stored facts could not be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -20,7 +33,7 @@ pub enum FactsError {
 pub enum Absorbed {
     /// It was new.
     New,
-    /// It was known, or is older than what is kept.
+    /// It was known, or was thinned out at once.
     Known,
     /// It is not about a task.
     NotATask,
@@ -33,9 +46,271 @@ impl Absorbed {
     }
 }
 
+/// A step in a task's life. The order breaks ties of time and clock; the numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Step {
+    Sent = 1,
+    Received = 2,
+    Started = 3,
+    Custom = 4,
+    Retried = 5,
+    Rejected = 6,
+    Cancelled = 7,
+    Revoked = 8,
+    Failed = 9,
+    Succeeded = 10,
+    /// Only texts, no fact.
+    Progress = 11,
+    /// Only texts, no fact.
+    Steps = 12,
+}
+
+impl Step {
+    fn of(kind: EventKind) -> Option<Self> {
+        match kind {
+            EventKind::TaskSent => Some(Self::Sent),
+            EventKind::TaskReceived => Some(Self::Received),
+            EventKind::TaskStarted => Some(Self::Started),
+            EventKind::TaskSucceeded => Some(Self::Succeeded),
+            EventKind::TaskFailed => Some(Self::Failed),
+            EventKind::TaskRetried => Some(Self::Retried),
+            EventKind::TaskRejected => Some(Self::Rejected),
+            EventKind::TaskRevoked => Some(Self::Revoked),
+            EventKind::TaskCancelled => Some(Self::Cancelled),
+            EventKind::TaskCustom => Some(Self::Custom),
+            EventKind::TaskProgress => Some(Self::Progress),
+            EventKind::TaskSteps => Some(Self::Steps),
+            EventKind::WorkerOnline
+            | EventKind::WorkerHeartbeat
+            | EventKind::WorkerOffline
+            | EventKind::WorkerOther
+            | EventKind::Custom => None,
+        }
+    }
+
+    /// How many of the lowest and how many of the highest facts of this step are kept.
+    const fn kept(self) -> (usize, usize) {
+        match self {
+            Self::Sent
+            | Self::Received
+            | Self::Started
+            | Self::Retried
+            | Self::Rejected
+            | Self::Cancelled
+            | Self::Revoked
+            | Self::Failed
+            | Self::Succeeded => (8, 8),
+            Self::Custom => (2, 6),
+            Self::Progress | Self::Steps => (0, 0),
+        }
+    }
+}
+
+/// Which event it was: its identity within the task, ordered by time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) at: i64,
+    pub(crate) clock: i64,
+    pub(crate) step: Step,
+    pub(crate) host: Arc<str>,
+    pub(crate) pid: i64,
+    /// Type of a custom event.
+    pub(crate) custom: Option<Box<str>>,
+}
+
+/// What the state needs of an event. Of two with one key the greater is kept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fact {
+    pub(crate) key: Key,
+    pub(crate) retries: Option<u32>,
+    pub(crate) eta: Option<i64>,
+    pub(crate) expires: Option<i64>,
+    pub(crate) flags: Flags,
+    /// Bits of the `f64`.
+    pub(crate) runtime: Option<u64>,
+}
+
+impl Fact {
+    pub(crate) fn time(&self) -> Option<UnixMicros> {
+        (self.key.at != UNKNOWN).then_some(UnixMicros(self.key.at))
+    }
+}
+
+/// The truths in an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Flags(u8);
+
+impl Flags {
+    /// `requeue` is false.
+    pub(crate) const FOR_GOOD: Self = Self(1);
+    pub(crate) const TERMINATED: Self = Self(2);
+    pub(crate) const EXPIRED: Self = Self(4);
+
+    fn of(event: &Event) -> Self {
+        let flag = |condition: bool, flag: Self| if condition { flag.0 } else { 0 };
+        Self(
+            flag(event.requeue == Some(false), Self::FOR_GOOD)
+                | flag(event.terminated == Some(true), Self::TERMINATED)
+                | flag(event.expired == Some(true), Self::EXPIRED),
+        )
+    }
+
+    pub(crate) const fn has(self, flag: Self) -> bool {
+        self.0 & flag.0 != 0
+    }
+}
+
+/// A text of an event; the numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Field {
+    Name = 1,
+    Args = 2,
+    Kwargs = 3,
+    RootId = 4,
+    ParentId = 5,
+    Queue = 6,
+    Exchange = 7,
+    RoutingKey = 8,
+    Result = 9,
+    Exception = 10,
+    ExceptionClass = 11,
+    Traceback = 12,
+    Signum = 13,
+    StepKey = 14,
+    Message = 15,
+    Meta = 16,
+    Steps = 17,
+}
+
+/// The texts of the latest event of a step.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Texts {
+    pub(crate) key: Key,
+    /// In the order of the fields.
+    pub(crate) texts: Vec<(Field, Box<str>)>,
+    /// Bits of the `f64`.
+    pub(crate) percent: Option<u64>,
+    pub(crate) cut: PayloadFields,
+}
+
+impl Texts {
+    pub(crate) fn get(&self, field: Field) -> Option<&str> {
+        self.texts
+            .iter()
+            .find(|(found, _)| *found == field)
+            .map(|(_, text)| &**text)
+    }
+
+    fn of(event: &Event, key: &Key) -> Self {
+        let id = |id: &Option<TaskId>| id.as_ref().map(|id| Box::from(id.as_str()));
+        // A retry is sent by the task itself, and so calls itself its parent.
+        let parent = event
+            .parent_id
+            .as_ref()
+            .filter(|parent| event.task_id.as_ref() != Some(parent));
+        let mut texts = Self {
+            key: key.clone(),
+            texts: Vec::new(),
+            percent: None,
+            cut: event.cut,
+        };
+        texts.add(Field::Name, event.name.clone(), None);
+        texts.add(Field::Args, event.args.clone(), Some(PayloadField::Args));
+        texts.add(Field::Kwargs, event.kwargs.clone(), Some(PayloadField::Kwargs));
+        texts.add(Field::RootId, id(&event.root_id), None);
+        texts.add(Field::ParentId, parent.map(|id| id.as_str().into()), None);
+        texts.add(Field::Queue, event.queue.clone(), None);
+        texts.add(Field::Exchange, event.exchange.clone(), None);
+        texts.add(Field::RoutingKey, event.routing_key.clone(), None);
+        texts.add(Field::Result, event.result.clone(), Some(PayloadField::Result));
+        texts.add(Field::Exception, event.exception.clone(), Some(PayloadField::Exception));
+        texts.add(Field::ExceptionClass, event.exception_class.clone(), None);
+        texts.add(Field::Traceback, event.traceback.clone(), Some(PayloadField::Traceback));
+        texts.add(Field::Signum, event.signum.clone(), None);
+        texts
+    }
+
+    fn of_progress(event: &Event, key: &Key) -> Option<Self> {
+        let progress = event.progress.as_deref()?;
+        let key = Key {
+            step: Step::Progress,
+            custom: None,
+            ..key.clone()
+        };
+        let mut texts = Self {
+            key,
+            texts: Vec::new(),
+            percent: progress.percent.map(f64::to_bits),
+            cut: event.cut,
+        };
+        texts.add(Field::Name, event.name.clone(), None);
+        texts.add(Field::StepKey, progress.step_key.clone(), None);
+        texts.add(Field::Message, progress.message.clone(), Some(PayloadField::Progress));
+        texts.add(Field::Meta, progress.meta.clone(), Some(PayloadField::Progress));
+        (texts.percent.is_some() || !texts.texts.is_empty()).then_some(texts)
+    }
+
+    fn of_steps(event: &Event, key: &Key) -> Option<Self> {
+        let steps = event.progress.as_deref()?.steps.clone()?;
+        let key = Key {
+            step: Step::Steps,
+            custom: None,
+            ..key.clone()
+        };
+        let mut texts = Self {
+            key,
+            texts: Vec::new(),
+            percent: None,
+            cut: event.cut,
+        };
+        texts.add(Field::Name, event.name.clone(), None);
+        texts.add(Field::Steps, Some(steps), Some(PayloadField::Progress));
+        Some(texts)
+    }
+
+    fn add(&mut self, field: Field, text: Option<Box<str>>, payload: Option<PayloadField>) {
+        let Some(text) = text else { return };
+        if text.len() <= TEXT_BYTES {
+            return self.texts.push((field, text));
+        }
+        if let Some(payload) = payload {
+            self.cut.insert(payload);
+        }
+        match field {
+            // Half of a JSON text is none.
+            Field::Meta | Field::Steps => {}
+            Field::Name
+            | Field::Args
+            | Field::Kwargs
+            | Field::RootId
+            | Field::ParentId
+            | Field::Queue
+            | Field::Exchange
+            | Field::RoutingKey
+            | Field::Result
+            | Field::Exception
+            | Field::ExceptionClass
+            | Field::Traceback
+            | Field::Signum
+            | Field::StepKey
+            | Field::Message => {
+                let head = text.get(..boundary(&text, TEXT_BYTES)).unwrap_or_default();
+                self.texts.push((field, head.into()));
+            }
+        }
+    }
+}
+
 /// What is known of one task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TaskFacts {}
+pub struct TaskFacts {
+    /// Sorted, no two with one key.
+    facts: Vec<Fact>,
+    /// Sorted by step, one per step.
+    texts: Vec<Texts>,
+}
 
 impl TaskFacts {
     /// Returns the facts of a task nobody has heard of.
@@ -43,42 +318,167 @@ impl TaskFacts {
         Self::default()
     }
 
-    /// Adds an event.
-    pub fn absorb(&mut self, _event: &Event) -> Absorbed {
-        Absorbed::New
+    /// Says whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.facts.is_empty() && self.texts.is_empty()
+    }
+
+    /// Adds an event. All events must be of one task; the payload policy must have been applied.
+    pub fn absorb(&mut self, event: &Event) -> Absorbed {
+        let Some(step) = Step::of(event.kind).filter(|_| event.task_id.is_some()) else {
+            return Absorbed::NotATask;
+        };
+        let key = Key {
+            at: if event.has_timestamp() {
+                event.timestamp.0
+            } else {
+                UNKNOWN
+            },
+            clock: event.clock.unwrap_or(UNKNOWN),
+            step,
+            host: Arc::clone(&event.hostname),
+            pid: event.pid.unwrap_or(UNKNOWN),
+            custom: (step == Step::Custom).then(|| event.type_name.as_ref().into()),
+        };
+        let mut changed = false;
+        if let Some(texts) = Texts::of_progress(event, &key) {
+            changed |= self.keep_texts(texts);
+        }
+        if let Some(texts) = Texts::of_steps(event, &key) {
+            changed |= self.keep_texts(texts);
+        }
+        if !matches!(step, Step::Progress | Step::Steps | Step::Custom) {
+            let texts = Texts::of(event, &key);
+            if !texts.texts.is_empty() {
+                changed |= self.keep_texts(texts);
+            }
+        }
+        if !matches!(step, Step::Progress | Step::Steps) {
+            changed |= self.keep_fact(Fact {
+                key,
+                retries: event.retries,
+                eta: event.eta.map(|time| time.0),
+                expires: event.expires.map(|time| time.0),
+                flags: Flags::of(event),
+                runtime: event.runtime.map(f64::to_bits),
+            });
+        }
+        if changed { Absorbed::New } else { Absorbed::Known }
     }
 
     /// Adds all that `other` knows; says whether that was anything new.
-    pub fn merge(&mut self, _other: &Self) -> bool {
-        false
+    pub fn merge(&mut self, other: &Self) -> bool {
+        let mut changed = false;
+        for fact in &other.facts {
+            changed |= self.keep_fact(fact.clone());
+        }
+        for texts in &other.texts {
+            changed |= self.keep_texts(texts.clone());
+        }
+        changed
     }
 
     /// Returns the facts as bytes; equal facts give equal bytes.
     pub fn encode(&self) -> Vec<u8> {
-        vec![1]
+        codec::encode(self)
     }
 
     /// Reads what [`Self::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, FactsError> {
-        match bytes.first() {
-            Some(1) => Ok(Self::default()),
-            Some(version) => Err(FactsError::Version(*version)),
-            None => Err(FactsError::Damaged(0)),
-        }
+        codec::decode(bytes)
     }
 
     /// Returns about how many bytes of memory these facts take.
     pub fn memory(&self) -> usize {
+        let texts = self
+            .texts
+            .iter()
+            .flat_map(|texts| &texts.texts)
+            .map(|(_, text)| text.len() + 40)
+            .sum::<usize>();
         size_of::<Self>()
+            + self.facts.capacity() * size_of::<Fact>()
+            + self.texts.capacity() * size_of::<Texts>()
+            + texts
     }
 
     /// Returns the row of the task, without regard to the time of day.
     pub fn project(&self) -> TaskRow {
-        TaskRow::default()
+        project::row(self)
     }
 
     /// Returns the row of the task at `now`: a task past its deadline is EXPIRED.
-    pub fn project_at(&self, _now: UnixMicros) -> TaskRow {
-        self.project()
+    pub fn project_at(&self, now: UnixMicros) -> TaskRow {
+        let mut row = project::row(self);
+        row.expire(now);
+        row
+    }
+
+    pub(crate) fn facts(&self) -> &[Fact] {
+        &self.facts
+    }
+
+    pub(crate) fn texts(&self, step: Step) -> Option<&Texts> {
+        self.texts.iter().find(|texts| texts.key.step == step)
+    }
+
+    pub(crate) fn all_texts(&self) -> &[Texts] {
+        &self.texts
+    }
+
+    /// Says whether facts of some step may have been dropped.
+    pub(crate) fn is_thinned(&self) -> bool {
+        self.facts.iter().any(|fact| {
+            let (low, high) = fact.key.step.kept();
+            low + high <= self.facts.len() && self.count(fact.key.step) >= low + high
+        })
+    }
+
+    fn count(&self, step: Step) -> usize {
+        self.facts.iter().filter(|fact| fact.key.step == step).count()
+    }
+
+    fn keep_fact(&mut self, fact: Fact) -> bool {
+        let step = fact.key.step;
+        let at = match self.facts.binary_search_by(|known| known.key.cmp(&fact.key)) {
+            Ok(at) => {
+                let Some(known) = self.facts.get_mut(at).filter(|known| **known < fact) else {
+                    return false;
+                };
+                *known = fact;
+                return true;
+            }
+            Err(at) => at,
+        };
+        self.facts.insert(at, fact);
+        let (low, high) = step.kept();
+        if self.facts.len() <= low + high || self.count(step) <= low + high {
+            return true;
+        }
+        // One too many: the one above the lowest goes, which is also below the highest.
+        let middle = self
+            .facts
+            .iter()
+            .enumerate()
+            .filter(|(_, fact)| fact.key.step == step)
+            .nth(low);
+        let middle = middle.map(|(index, _)| index);
+        if let Some(index) = middle {
+            self.facts.remove(index);
+        }
+        middle != Some(at)
+    }
+
+    fn keep_texts(&mut self, texts: Texts) -> bool {
+        match self.texts.binary_search_by_key(&texts.key.step, |known| known.key.step) {
+            Ok(at) => {
+                let Some(known) = self.texts.get_mut(at).filter(|known| **known < texts) else {
+                    return false;
+                };
+                *known = texts;
+            }
+            Err(at) => self.texts.insert(at, texts),
+        }
+        true
     }
 }

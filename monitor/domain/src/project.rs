@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
-use crate::event::{PayloadFields, TaskId};
+use crate::event::{PayloadField, PayloadFields, TaskId};
+use crate::facts::{Fact, Field, Flags, Step, TaskFacts, Texts, UNKNOWN};
 use crate::state::{OutcomeClass, TaskMark, TaskState};
 use crate::time::UnixMicros;
+use attempts::{Life, Place};
+use delivery::{Delivery, Phase};
+
+mod attempts;
+mod delivery;
 
 /// A task counts as EXPIRED so long after its `expires`: a start just before it may still be on its way to us.
 pub const EXPIRY_GRACE: Duration = Duration::from_secs(5);
@@ -118,6 +124,239 @@ impl TaskRow {
         self.expires
             .filter(|_| waits)
             .map(|expires| expires.saturating_add(EXPIRY_GRACE))
+    }
+}
+
+/// Bytes of the name of a custom state.
+const CUSTOM_STATE_BYTES: usize = 64;
+
+/// Projects the row of a task from its facts.
+pub(crate) fn row(facts: &TaskFacts) -> TaskRow {
+    let life = Life::of(facts.facts());
+    let place = life.newest();
+    let decisive = decisive(&life, place);
+    let mut row = TaskRow {
+        retries: place.retries,
+        run: place.run,
+        thinned: facts.is_thinned(),
+        ..TaskRow::default()
+    };
+    row.deliveries = u32::try_from(life.deliveries_at(place).count()).unwrap_or(u32::MAX);
+    row.set_state(&life, place, decisive);
+    row.set_times(facts, &life, place, decisive);
+    row.set_origin(facts);
+    row.set_payloads(facts, decisive);
+    row.set_error(facts, &life, place);
+    row.set_progress(facts, &life, place);
+    row
+}
+
+/// Returns the delivery that decides the state of an attempt: the one that ended it, by Celery's precedence; else the
+/// newest.
+fn decisive<'l, 'f>(life: &'l Life<'f>, place: Place) -> Option<&'l Delivery<'f>> {
+    let ended = life.deliveries_at(place).filter(|delivery| delivery.phase.is_final());
+    ended
+        .min_by_key(|delivery| delivery.precedence())
+        .or_else(|| life.deliveries_at(place).next_back())
+}
+
+impl TaskRow {
+    fn set_state(&mut self, life: &Life<'_>, place: Place, decisive: Option<&Delivery<'_>>) {
+        self.state = decisive.map_or(TaskState::Pending, state_of);
+        let waits = matches!(self.state, TaskState::Pending | TaskState::Received);
+        let was_started = life.deliveries_at(place).any(|delivery| delivery.started.is_some());
+        if waits && !was_started && life.is_retry(place) {
+            self.state = TaskState::Retry;
+        }
+        self.mark = match self.state {
+            TaskState::Success if place.retries > 0 => Some(TaskMark::Recovered),
+            TaskState::Failure if place.retries > 0 => Some(TaskMark::Critical),
+            _ => None,
+        };
+    }
+
+    fn set_times(&mut self, facts: &TaskFacts, life: &Life<'_>, place: Place, decisive: Option<&Delivery<'_>>) {
+        let sent = life
+            .sent
+            .iter()
+            .rev()
+            .find(|(other, ..)| *other == place)
+            .map(|(.., fact)| *fact);
+        let received = decisive.and_then(|delivery| delivery.received);
+        let received = received.or_else(|| life.deliveries_at(place).rev().find_map(|delivery| delivery.received));
+        self.sent_at = sent.and_then(Fact::time);
+        self.received_at = received.and_then(Fact::time);
+        self.started_at = decisive.and_then(|delivery| delivery.started).and_then(Fact::time);
+        self.retried_at = life.retried_in(place.run).and_then(Fact::time);
+        if self.is_final() {
+            self.finished_at = decisive
+                .and_then(|delivery| delivery.decided)
+                .and_then(|(_, fact)| fact.time());
+        }
+        self.eta = told(received, sent, |fact| fact.eta);
+        self.expires = told(received, sent, |fact| fact.expires);
+        let times = || {
+            facts
+                .facts()
+                .iter()
+                .map(|fact| &fact.key)
+                .chain(facts.all_texts().iter().map(|texts| &texts.key))
+        };
+        let known = || times().map(|key| key.at).filter(|at| *at != UNKNOWN).map(UnixMicros);
+        self.first_event_at = known().min();
+        self.last_event_at = known().max();
+        let worker = decisive.or_else(|| life.last_delivery_in(place.run));
+        self.worker = worker
+            .map(|delivery| delivery.host.into())
+            .filter(|host: &Box<str>| !host.is_empty());
+        self.worker_pid = worker.map(|delivery| delivery.pid).filter(|pid| *pid != UNKNOWN);
+        if let Some((_, fact)) = decisive.and_then(|delivery| delivery.decided) {
+            self.terminated = fact.flags.has(Flags::TERMINATED);
+            self.runtime = fact.runtime.map(f64::from_bits);
+        }
+    }
+
+    fn set_origin(&mut self, facts: &TaskFacts) {
+        let (sent, received) = (facts.texts(Step::Sent), facts.texts(Step::Received));
+        let (progress, steps) = (facts.texts(Step::Progress), facts.texts(Step::Steps));
+        let first = |field: Field| {
+            [sent, received, progress, steps]
+                .into_iter()
+                .flatten()
+                .find_map(|texts| texts.get(field))
+        };
+        let of_sent = |field: Field| sent.and_then(|texts| texts.get(field)).map(Box::from);
+        self.name = first(Field::Name).map(Box::from);
+        self.root_id = first(Field::RootId).and_then(TaskId::new);
+        self.parent_id = first(Field::ParentId).and_then(TaskId::new);
+        self.queue = of_sent(Field::Queue).or_else(|| default_queue(sent));
+        self.exchange = of_sent(Field::Exchange);
+        self.routing_key = of_sent(Field::RoutingKey);
+        self.client = sent
+            .map(|texts| &*texts.key.host)
+            .filter(|host| !host.is_empty())
+            .map(Box::from);
+    }
+
+    fn set_payloads(&mut self, facts: &TaskFacts, decisive: Option<&Delivery<'_>>) {
+        // Arguments can change from run to run: the later event knows better.
+        let arguments = facts.texts(Step::Sent).into_iter().chain(facts.texts(Step::Received));
+        for texts in arguments {
+            let later = self.args.is_none() || facts.texts(Step::Sent).is_none_or(|sent| sent.key.at <= texts.key.at);
+            if let Some(args) = texts.get(Field::Args).filter(|_| later) {
+                self.args = Some(args.into());
+                self.kwargs = texts.get(Field::Kwargs).map(Box::from);
+                self.take_cut(texts, &[PayloadField::Args, PayloadField::Kwargs]);
+            }
+        }
+        match decisive.map(|delivery| delivery.phase) {
+            Some(Phase::Success) => {
+                if let Some(texts) = facts.texts(Step::Succeeded) {
+                    self.result = texts.get(Field::Result).map(Box::from);
+                    self.take_cut(texts, &[PayloadField::Result]);
+                }
+            }
+            Some(Phase::Revoked) => {
+                let signum = facts.texts(Step::Revoked).and_then(|texts| texts.get(Field::Signum));
+                self.signum = signum.filter(|_| self.terminated).map(Box::from);
+            }
+            _ => {}
+        }
+    }
+
+    fn set_error(&mut self, facts: &TaskFacts, life: &Life<'_>, place: Place) {
+        let step = match self.state {
+            TaskState::Failure => Step::Failed,
+            _ if !self.is_final() && life.retried_in(place.run).is_some() => Step::Retried,
+            _ => return,
+        };
+        if let Some(texts) = facts.texts(step) {
+            self.exception = texts.get(Field::Exception).map(Box::from);
+            self.exception_class = texts.get(Field::ExceptionClass).map(Box::from);
+            self.traceback = texts.get(Field::Traceback).map(Box::from);
+            self.take_cut(texts, &[PayloadField::Exception, PayloadField::Traceback]);
+        }
+    }
+
+    fn set_progress(&mut self, facts: &TaskFacts, life: &Life<'_>, place: Place) {
+        // Progress of an earlier run says nothing about this one.
+        let begin = if place.run == 0 {
+            UNKNOWN
+        } else {
+            life.begin_of(place.run).map_or(UNKNOWN, |fact| fact.key.at)
+        };
+        let current = |step| facts.texts(step).filter(|texts| texts.key.at >= begin);
+        let (progress, steps) = (current(Step::Progress), current(Step::Steps));
+        if progress.is_none() && steps.is_none() {
+            return;
+        }
+        for texts in progress.into_iter().chain(steps) {
+            self.take_cut(texts, &[PayloadField::Progress]);
+        }
+        let text = |field| progress.and_then(|texts| texts.get(field)).map(Box::from);
+        self.progress = Some(Progress {
+            percent: progress.and_then(|texts| texts.percent).map(f64::from_bits),
+            step_key: text(Field::StepKey),
+            message: text(Field::Message),
+            meta: text(Field::Meta),
+            steps: steps.and_then(|texts| texts.get(Field::Steps)).map(Box::from),
+        });
+    }
+
+    /// Makes the task EXPIRED if nothing has been heard of its start some time after its deadline.
+    pub(crate) fn expire(&mut self, now: UnixMicros) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.state = TaskState::Expired;
+            self.finished_at = self.expires;
+        }
+    }
+
+    fn take_cut(&mut self, texts: &Texts, fields: &[PayloadField]) {
+        for field in fields.iter().filter(|field| texts.cut.contains(**field)) {
+            self.cut.insert(*field);
+        }
+    }
+}
+
+/// What the worker was told, else what the client said.
+fn told(received: Option<&Fact>, sent: Option<&Fact>, field: impl Fn(&Fact) -> Option<i64>) -> Option<UnixMicros> {
+    received.into_iter().chain(sent).find_map(field).map(UnixMicros)
+}
+
+/// A message to the default exchange goes to the queue named by its routing key, and so, in the end, does one with delayed
+/// delivery, for which Celery says no queue.
+fn default_queue(sent: Option<&Texts>) -> Option<Box<str>> {
+    let by_key = |exchange: &str| exchange.starts_with("celery_delayed_");
+    let sent = sent.filter(|sent| sent.get(Field::Exchange).is_none_or(by_key))?;
+    sent.get(Field::RoutingKey).map(Box::from)
+}
+
+fn state_of(delivery: &Delivery<'_>) -> TaskState {
+    match delivery.phase {
+        Phase::Waiting | Phase::Requeued => TaskState::Pending,
+        Phase::Received => TaskState::Received,
+        Phase::Started => TaskState::Started,
+        Phase::Retry => TaskState::Retry,
+        Phase::Success => TaskState::Success,
+        Phase::Failure => TaskState::Failure,
+        Phase::Rejected => TaskState::Rejected,
+        Phase::Revoked => match delivery.decided {
+            Some((_, fact)) if fact.flags.has(Flags::EXPIRED) => TaskState::Expired,
+            _ => TaskState::Revoked,
+        },
+        Phase::Custom => {
+            let name = delivery
+                .decided
+                .and_then(|(_, fact)| fact.key.custom.as_deref())
+                .unwrap_or_default();
+            let mut state = name.strip_prefix("task-").unwrap_or(name).to_uppercase();
+            state.truncate(crate::text::boundary(&state, CUSTOM_STATE_BYTES));
+            match TaskState::from_name(&state) {
+                custom @ TaskState::Custom(_) => custom,
+                // `task-success` is not Celery's `task-succeeded`.
+                _ => TaskState::Custom(format!("TASK-{state}").into()),
+            }
+        }
     }
 }
 

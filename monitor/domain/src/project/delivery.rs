@@ -1,0 +1,134 @@
+//! One worker having the message once: Celery's own rules of precedence, with the few differences of `docs/states.md`.
+
+use crate::facts::{Fact, Flags, Step};
+
+/// How far a delivery has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Waiting,
+    Received,
+    Started,
+    Custom,
+    Retry,
+    /// Put back into the queue.
+    Requeued,
+    Revoked,
+    Rejected,
+    Failure,
+    Success,
+}
+
+impl Phase {
+    /// Celery's order (lower wins), except that an application's own state does not win over REVOKED.
+    const fn precedence(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Revoked => 2,
+            Self::Rejected => 3,
+            Self::Requeued => 4,
+            Self::Custom => 5,
+            Self::Started => 6,
+            Self::Received => 7,
+            Self::Retry => 8,
+            Self::Waiting => 9,
+        }
+    }
+
+    pub(super) const fn is_final(self) -> bool {
+        matches!(self, Self::Success | Self::Failure | Self::Revoked | Self::Rejected)
+    }
+
+    fn of(fact: &Fact) -> Self {
+        match fact.key.step {
+            Step::Received => Self::Received,
+            Step::Started => Self::Started,
+            Step::Custom => Self::Custom,
+            Step::Retried => Self::Retry,
+            Step::Rejected if fact.flags.has(Flags::FOR_GOOD) => Self::Rejected,
+            Step::Rejected | Step::Cancelled => Self::Requeued,
+            Step::Revoked => Self::Revoked,
+            Step::Failed => Self::Failure,
+            Step::Succeeded => Self::Success,
+            Step::Sent | Step::Progress | Step::Steps => Self::Waiting,
+        }
+    }
+}
+
+/// One worker having the message once.
+#[derive(Debug)]
+pub(super) struct Delivery<'f> {
+    pub(super) host: &'f str,
+    pub(super) pid: i64,
+    /// As told by its `task-received`.
+    pub(super) retries: Option<u32>,
+    /// Index of the fact it began with.
+    pub(super) start: usize,
+    pub(super) phase: Phase,
+    /// The fact that set the phase.
+    pub(super) decided: Option<(usize, &'f Fact)>,
+    pub(super) received: Option<&'f Fact>,
+    pub(super) started: Option<&'f Fact>,
+    pub(super) retried: Option<&'f Fact>,
+}
+
+impl<'f> Delivery<'f> {
+    pub(super) fn new(index: usize, fact: &'f Fact, retries: Option<u32>) -> Self {
+        Self {
+            host: &fact.key.host,
+            pid: fact.key.pid,
+            retries,
+            start: index,
+            phase: Phase::Waiting,
+            decided: None,
+            received: None,
+            started: None,
+            retried: None,
+        }
+    }
+
+    /// Says whether this delivery has ended: for good, by a retry, or back in the queue.
+    pub(super) fn is_over(&self) -> bool {
+        self.phase.is_final() || matches!(self.phase, Phase::Retry | Phase::Requeued)
+    }
+
+    /// Returns the index of the fact that ended it for good or by a retry.
+    pub(super) fn end(&self) -> Option<usize> {
+        self.decided
+            .filter(|_| self.phase.is_final() || self.phase == Phase::Retry)
+            .map(|(index, _)| index)
+    }
+
+    /// Returns the rank of its phase; of two that ended, the lower decides.
+    pub(super) const fn precedence(&self) -> u8 {
+        self.phase.precedence()
+    }
+
+    /// Adds the next fact.
+    pub(super) fn apply(&mut self, index: usize, fact: &'f Fact) {
+        match fact.key.step {
+            Step::Received => self.received = Some(fact),
+            Step::Started => self.started = Some(fact),
+            Step::Retried => self.retried = Some(fact),
+            Step::Sent
+            | Step::Custom
+            | Step::Rejected
+            | Step::Cancelled
+            | Step::Revoked
+            | Step::Failed
+            | Step::Succeeded
+            | Step::Progress
+            | Step::Steps => {}
+        }
+        let new = Phase::of(fact);
+        // An end that is told twice ended the first time.
+        if new == self.phase && new.is_final() {
+            return;
+        }
+        let is_older = new.precedence() > self.phase.precedence();
+        if new == Phase::Retry || (!is_older && self.phase != Phase::Retry) {
+            self.phase = new;
+            self.decided = Some((index, fact));
+        }
+    }
+}

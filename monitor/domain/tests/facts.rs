@@ -1,0 +1,273 @@
+//! The row is a function of the set of distinct events.
+
+use kanchi_domain::{Absorbed, Event, EventKind, Limits, RawMessage, TaskFacts, TaskState, UnixMicros, decode};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn decode_all(events: &[Value]) -> Vec<Event> {
+    let body = serde_json::to_vec(events).unwrap();
+    let message = RawMessage {
+        body: &body,
+        content_type: Some("application/json"),
+        ..RawMessage::default()
+    };
+    let decoded = decode(&message, UnixMicros(1_795_300_000_000_000), &Limits::default());
+    assert!(decoded.rejects.is_empty(), "{:?}", decoded.rejects);
+    decoded.events
+}
+
+const TYPES: [&str; 14] = [
+    "task-sent",
+    "task-received",
+    "task-started",
+    "task-succeeded",
+    "task-failed",
+    "task-retried",
+    "task-rejected",
+    "task-revoked",
+    "task-cancelled",
+    "task-progress",
+    "task-other",
+    "kanchi-task-progress",
+    "kanchi-task-steps",
+    "worker-heartbeat",
+];
+
+prop_compose! {
+    fn any_event()(
+        kind in 0..TYPES.len(), host in 0..3_u8, pid in 0..2_u8, clock in proptest::option::of(0..6_i64),
+        at in proptest::option::weighted(0.9, 0..12_i64), retries in proptest::option::of(0..3_u32), flag in any::<bool>(), text in 0..3_u8,
+    ) -> Value {
+        let mut event = json!({
+            "type": TYPES[kind], "hostname": format!("w{host}@h"), "pid": pid, "clock": clock, "uuid": "t", "task_id": "t",
+            "retries": retries, "requeue": flag, "terminated": flag, "expired": !flag, "signum": 15, "result": format!("r{text}"),
+            "exception": format!("E{text}()"), "traceback": "Traceback\n", "args": format!("({text},)"), "kwargs": "{}", "name": "n",
+            "progress": text, "queue": "q", "runtime": f64::from(text), "expires": if flag { json!("2026-11-21T00:10:50+00:00") } else { json!(null) },
+        });
+        if TYPES[kind] == "kanchi-task-steps" {
+            event["steps"] = json!([text]);
+        }
+        if let Some(at) = at {
+            event["timestamp"] = json!(1_795_219_800.0 + at as f64);
+        }
+        event
+    }
+}
+
+fn absorb(events: &[Event]) -> TaskFacts {
+    let mut facts = TaskFacts::new();
+    for event in events {
+        facts.absorb(event);
+    }
+    facts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn order_duplicates_and_batches_do_not_matter(
+        (events, shuffled) in proptest::collection::vec(any_event(), 0..60).prop_flat_map(|events| {
+            let twice: Vec<_> = events.iter().chain(events.iter().step_by(2)).cloned().collect();
+            (Just(events), Just(twice).prop_shuffle())
+        }),
+        cut in 0..60_usize,
+        other_cut in 0..60_usize,
+    ) {
+        let straight = absorb(&decode_all(&events));
+        let shuffled = decode_all(&shuffled);
+        let again = absorb(&shuffled);
+        prop_assert_eq!(&straight, &again);
+        prop_assert_eq!(straight.encode(), again.encode());
+        prop_assert_eq!(straight.project(), again.project());
+
+        let (first, rest) = shuffled.split_at(cut.min(shuffled.len()));
+        let (second, third) = rest.split_at(other_cut.min(rest.len()));
+        let (first, second, third) = (absorb(first), absorb(second), absorb(third));
+        let merged = |parts: [&TaskFacts; 3]| {
+            let mut facts = TaskFacts::decode(&parts[0].encode()).unwrap();
+            facts.merge(parts[1]);
+            facts.merge(parts[2]);
+            facts.encode()
+        };
+        prop_assert_eq!(merged([&first, &second, &third]), straight.encode());
+        prop_assert_eq!(merged([&third, &first, &second]), straight.encode());
+        let mut right = second.clone();
+        right.merge(&third);
+        prop_assert_eq!(merged([&first, &right, &right]), straight.encode());
+    }
+
+    #[test]
+    fn what_is_known_is_told_apart_from_what_is_new(events in proptest::collection::vec(any_event(), 0..12)) {
+        let events = decode_all(&events);
+        let mut facts = absorb(&events);
+        let before = facts.encode();
+        for event in &events {
+            prop_assert_ne!(facts.absorb(event), Absorbed::New);
+        }
+        prop_assert_eq!(before, facts.encode());
+    }
+
+    #[test]
+    fn stored_facts_come_back_and_damage_is_noticed(events in proptest::collection::vec(any_event(), 0..40), at in any::<usize>(), byte in any::<u8>()) {
+        let facts = absorb(&decode_all(&events));
+        let mut bytes = facts.encode();
+        prop_assert_eq!(&TaskFacts::decode(&bytes).unwrap(), &facts);
+        let at = at % bytes.len();
+        prop_assert!(TaskFacts::decode(&bytes[..at]).is_err());
+        bytes[at] = byte;
+        // Whatever it says, it does not panic, and what it accepts can be projected and written.
+        if let Ok(facts) = TaskFacts::decode(&bytes) {
+            facts.project();
+            facts.encode();
+        }
+    }
+}
+
+#[test]
+fn facts_are_bounded() {
+    let events = |count: i64| -> Vec<Value> {
+        let event = |n: i64, kind: &str| {
+            json!({
+                "type": kind, "hostname": "w@h", "uuid": "t", "task_id": "t", "timestamp": 1_795_219_800 + n, "clock": n,
+                "retries": n, "exception": "E()", "progress": n,
+            })
+        };
+        (0..count).flat_map(|n| TYPES.map(|kind| event(n, kind))).collect()
+    };
+    let facts = absorb(&decode_all(&events(500)));
+    assert!(facts.encode().len() < 8_192);
+    assert!(facts.project().thinned);
+    assert!(!absorb(&decode_all(&events(2))).project().thinned);
+}
+
+// === Celery's own rules as an oracle, for one attempt whose events come in order (wire protocol, section 3.8) ===
+
+struct Oracle {
+    state: &'static str,
+    timestamp: f64,
+}
+
+fn precedence(state: &str) -> u8 {
+    match state {
+        "SUCCESS" => 0,
+        "FAILURE" => 1,
+        "REVOKED" => 3,
+        "STARTED" => 4,
+        "RECEIVED" => 5,
+        "REJECTED" => 6,
+        "RETRY" => 7,
+        "PENDING" => 8,
+        _ => 2,
+    }
+}
+
+impl Oracle {
+    fn apply(&mut self, kind: &str, timestamp: f64) {
+        let new = match kind {
+            "task-sent" => "PENDING",
+            "task-received" => "RECEIVED",
+            "task-started" => "STARTED",
+            "task-succeeded" => "SUCCESS",
+            "task-failed" => "FAILURE",
+            "task-retried" => "RETRY",
+            "task-revoked" => "REVOKED",
+            "task-rejected" => "REJECTED",
+            "task-progress" => "PROGRESS",
+            _ => "OTHER",
+        };
+        if new != "RETRY" && self.state != "RETRY" && precedence(new) > precedence(self.state) {
+            return;
+        }
+        (self.state, self.timestamp) = (new, timestamp);
+    }
+}
+
+/// One attempt: sent at most once, received before its end, custom events, then ends in any number, at last maybe a retry.
+fn one_attempt() -> impl Strategy<Value = Vec<&'static str>> {
+    let alive = prop::sample::select(vec!["task-received", "task-started", "task-progress", "task-other"]);
+    let ends = prop::sample::select(vec!["task-succeeded", "task-failed", "task-revoked", "task-started"]);
+    (
+        proptest::collection::vec(alive, 0..6),
+        proptest::collection::vec(ends, 0..4),
+        any::<usize>(),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(mut kinds, ends, sent_at, sent, retried)| {
+            // The one difference: an application's own state does not hide REVOKED (docs/states.md).
+            if ends.contains(&"task-revoked") {
+                kinds.retain(|kind| !matches!(*kind, "task-progress" | "task-other"));
+            }
+            kinds.extend(ends);
+            if sent {
+                kinds.insert(sent_at % (kinds.len() + 1), "task-sent");
+            }
+            if retried {
+                kinds.push("task-retried");
+            }
+            kinds
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_attempt_in_order_has_the_state_that_celery_gives_it(kinds in one_attempt(), retries in 0..3_u32) {
+        let mut oracle = Oracle { state: "PENDING", timestamp: 0.0 };
+        let mut facts = TaskFacts::new();
+        for (index, kind) in kinds.iter().enumerate() {
+            let timestamp = 1_795_219_800.0 + index as f64;
+            oracle.apply(kind, timestamp);
+            let event = match *kind {
+                "task-sent" => json!({"type": kind, "hostname": "gen1@h", "pid": 1, "retries": retries}),
+                "task-received" => json!({"type": kind, "hostname": "w@h", "pid": 2, "retries": retries}),
+                "task-progress" => json!({"type": kind, "hostname": "w@h", "pid": 3}),
+                "task-other" => json!({"type": kind, "hostname": "gen3@h", "pid": 3}),
+                _ => json!({"type": kind, "hostname": "w@h", "pid": 2}),
+            };
+            let mut event = event;
+            event["uuid"] = json!("t");
+            event["timestamp"] = json!(timestamp);
+            facts.absorb(&decode_all(&[event])[0]);
+            let state = facts.project().state;
+            prop_assert_eq!(state.as_str(), oracle.state, "{:?} of {:?}", index, kinds);
+        }
+    }
+}
+
+#[test]
+fn an_event_without_a_task_changes_nothing() {
+    let mut facts = TaskFacts::new();
+    let events = decode_all(&[
+        json!({"type": "worker-online", "hostname": "w@h"}),
+        json!({"type": "x-tz", "hostname": "w@h", "uuid": "t"}),
+    ]);
+    assert!(events.iter().all(|event| facts.absorb(event) == Absorbed::NotATask));
+    assert!(facts.is_empty());
+    assert_eq!(facts.project().state, TaskState::Pending);
+}
+
+#[test]
+fn identity_is_of_hostname_pid_clock_timestamp_type_and_task() {
+    let base = json!({"type": "task-started", "hostname": "w@h", "pid": 1, "clock": 1, "timestamp": 1_795_219_800.5, "uuid": "t"});
+    let event = &decode_all(&[base.clone()])[0];
+    let mut same = event.clone();
+    same.arrived = UnixMicros(1);
+    same.result = Some("other".into());
+    assert_eq!(event.identity(), same.identity());
+    for (key, value) in [
+        ("hostname", json!("x@h")),
+        ("pid", json!(2)),
+        ("clock", json!(null)),
+        ("timestamp", json!(1_795_219_800.6)),
+        ("type", json!("task-failed")),
+        ("uuid", json!("u")),
+    ] {
+        let mut other = base.clone();
+        other[key] = value;
+        assert_ne!(event.identity(), decode_all(&[other])[0].identity(), "{key}");
+    }
+    assert_eq!(event.kind, EventKind::TaskStarted);
+}
