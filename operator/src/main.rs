@@ -1,2 +1,32 @@
 //! The thin binary `kanchi-operator`.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kanchi_operator::args::Args;
+use kanchi_operator::lease::chain;
+use kanchi_operator::run;
+
+/// The conventional code of a usage error: tells a wrong setting from a fault.
+const USAGE: u8 = 64;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let log = match kanchi_runtime::telemetry::init(args.log_format.into(), &args.log_level) {
+        Ok(log) => log,
+        Err(error) => {
+            // The one thing that cannot be logged.
+            use std::io::Write as _;
+            let _ignored = writeln!(std::io::stderr(), "{}", chain(&error));
+            return ExitCode::from(USAGE);
+        }
+    };
+    match run::run(args, log).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "ended");
+            ExitCode::FAILURE
+        }
+    }
+}

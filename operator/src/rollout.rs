@@ -27,11 +27,12 @@ impl RolloutSlots {
     /// Takes a slot for a broker, or finds that it has one; false: it must wait.
     pub fn take(&self, uid: &str, now: Instant) -> bool {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.retain(|_, since| now.saturating_duration_since(*since) < SLOT_LIMIT);
         if taken.contains_key(uid) {
             return true;
         }
-        if taken.len() >= self.most {
+        // An expired slot stays with its owner, so that a rollout found under way again does not count anew.
+        let busy = taken.values().filter(|since| now.saturating_duration_since(**since) < SLOT_LIMIT).count();
+        if busy >= self.most {
             return false;
         }
         taken.insert(uid.to_owned(), now);

@@ -1,0 +1,135 @@
+//! What a pass needs, built once and passed explicitly.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use kanchi_crds::CeleryBroker;
+use kube::Client;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::Store;
+use tokio::sync::Semaphore;
+
+use crate::args::{Args, Scope};
+use crate::events::Events;
+use crate::lease::Leadership;
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::passes::Passes;
+use crate::rollout::RolloutSlots;
+use crate::secret_index::SecretIndex;
+use crate::store_link::StoreLink;
+use crate::wake::WakeQueue;
+
+/// A `CeleryBroker` that may be unreadable: one bad object must not stop the others.
+pub type Guarded = DeserializeGuard<CeleryBroker>;
+
+/// What monitors are made of, and how often things are looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Image of the monitors.
+    pub monitor_image: String,
+    /// Its pull policy.
+    pub monitor_image_pull_policy: String,
+    /// Secrets to pull it with.
+    pub monitor_image_pull_secrets: Vec<String>,
+    /// When a settled object is looked at again.
+    pub resync: Duration,
+}
+
+impl Settings {
+    /// Takes the settings from the command line.
+    pub fn of(args: &Args) -> Self {
+        let named = |name: &&String| !name.trim().is_empty();
+        Self {
+            monitor_image: args.monitor_image.clone(),
+            monitor_image_pull_policy: args.monitor_image_pull_policy.clone(),
+            monitor_image_pull_secrets: args.monitor_image_pull_secrets.iter().filter(named).cloned().collect(),
+            resync: Duration::from_secs(args.resync_seconds),
+        }
+    }
+}
+
+/// Shared by all passes.
+pub struct Context {
+    /// A client that writes only with the Lease.
+    pub client: Client,
+    /// Whether we hold it.
+    pub leadership: Leadership,
+    /// What monitors are made of.
+    pub settings: Settings,
+    /// The store.
+    pub store: StoreLink,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Kubernetes Events.
+    pub events: Events,
+    /// What is remembered between passes.
+    pub memory: Memory,
+    /// From Secrets to brokers.
+    pub secrets: SecretIndex,
+    /// How many monitors restart at a time.
+    pub rollouts: RolloutSlots,
+    /// How many passes run at a time, over all scopes.
+    pub permits: Semaphore,
+    /// The passes under way.
+    pub passes: Passes,
+    /// Caches and wake queues, one for each scope.
+    pub scopes: Scopes,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Context").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// The caches of all scopes.
+#[derive(Debug, Default)]
+pub struct Scopes {
+    /// Written once per scope at start; read by all passes.
+    entries: RwLock<Vec<(Scope, Store<Guarded>, Arc<WakeQueue>)>>,
+}
+
+impl Scopes {
+    /// Adds a scope.
+    pub fn add(&self, scope: Scope, store: Store<Guarded>, wake: Arc<WakeQueue>) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).push((scope, store, wake));
+    }
+
+    /// Returns every cached object.
+    pub fn brokers(&self) -> Vec<Arc<Guarded>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().flat_map(|(_, store, _)| store.state()).collect()
+    }
+
+    /// Returns every cached object of a namespace.
+    pub fn brokers_of(&self, namespace: &str) -> Vec<Arc<Guarded>> {
+        use kube::ResourceExt;
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let in_scope = entries.iter().filter(|(scope, _, _)| covers(scope, namespace));
+        in_scope
+            .flat_map(|(_, store, _)| store.state())
+            .filter(|object| object.namespace().as_deref() == Some(namespace))
+            .collect()
+    }
+
+    /// Asks for an object to be looked at.
+    pub fn wake(&self, namespace: &str, name: &str) {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        for (_, _, queue) in entries.iter().filter(|(scope, _, _)| covers(scope, namespace)) {
+            queue.push(namespace, name);
+        }
+    }
+
+    /// Returns the caches, to wait for them.
+    pub fn stores(&self) -> Vec<Store<Guarded>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, store, _)| store.clone()).collect()
+    }
+}
+
+fn covers(scope: &Scope, namespace: &str) -> bool {
+    match scope {
+        Scope::All => true,
+        Scope::Namespace(name) => name == namespace,
+    }
+}

@@ -1,0 +1,195 @@
+//! The steps in their order, and what each outcome means for the conditions.
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::Timestamp;
+use kanchi_contract::file;
+use kanchi_crds::{CeleryBroker, Reason};
+use kube::Api;
+
+use super::dereference::{self, Dereferenced};
+use super::grant::{Existing, grant};
+use super::live::Live;
+use super::observe::{Observation, observe};
+use super::status::{Facts, Status, Verdict};
+use super::validate::{self, Claim, Validated};
+use super::{Error, Next, apply, build, neighbours};
+use crate::api::call;
+use crate::context::Context;
+use crate::events::Fact;
+use crate::secret_text::SecretText;
+
+/// Runs all steps; `facts` holds what was found, also when a step fails.
+pub(super) async fn run(
+    context: &Context,
+    live: &Live,
+    broker: &CeleryBroker,
+    facts: &mut Facts,
+) -> Result<Next, Error> {
+    let validated = accept(context, live, broker, facts).await?;
+    if facts.paused {
+        return Ok(Next::Settled);
+    }
+    let namespace = &validated.identity.namespace;
+    let namespace_uid = namespace_uid(context, &validated).await?;
+    let existing = existing(context, &validated, live).await?;
+    let grant = grant(context, &validated, &namespace_uid, existing.as_ref()).await.map_err(Error::Grant)?;
+    facts.role = grant.mode;
+    facts.key = Some(grant.key.0);
+    let prepared = build::build(broker, &validated, &grant, &context.settings).map_err(Error::Build)?;
+    let (applied, deeds) = apply::apply(context, &validated, prepared).await.map_err(Error::Apply)?;
+    if deeds.recreated {
+        let note = "the StatefulSet was made again for a change it does not take; its pod went on".to_owned();
+        context.events.tell(&live.reference(), Fact::StatefulSetRecreated, note).await;
+    }
+    let pod = apply::pod(context, namespace, &validated.child).await.map_err(Error::Apply)?;
+    apply::sync_pod(context, pod.as_ref(), &applied.config_hash).await.map_err(Error::Apply)?;
+    let seen = observe(Some(&applied.stateful_set), pod.as_ref(), applied.waits_for_turn, Timestamp::now());
+    let next = turn(context, &validated.uid, &seen, applied.waits_for_turn);
+    facts.observation = Some(seen);
+    Ok(next)
+}
+
+/// Steps 1 and 2: what the spec says and refers to, and whether it may be followed.
+async fn accept(
+    context: &Context,
+    live: &Live,
+    broker: &CeleryBroker,
+    facts: &mut Facts,
+) -> Result<Validated, Error> {
+    let namespace = live.metadata.namespace.clone().unwrap_or_default();
+    let name = live.metadata.name.clone().unwrap_or_default();
+    context.secrets.set(&namespace, &name, dereference::secret_names(&broker.spec));
+    let found = dereference::dereference(&context.client, &namespace, &broker.spec).await;
+    let found = found.map_err(Error::Dereference).inspect_err(|_| no_claim(context, live))?;
+    facts.references = Some(Verdict::new(Status::True, Reason::AllFound, "every Secret and key is there"));
+    let validated = validated(broker, &found, facts).inspect_err(|_| no_claim(context, live))?;
+    let own = Claim {
+        created: live.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
+        uid: validated.uid.clone(),
+        name,
+    };
+    let others = neighbours::claims(context, &validated, &own).await;
+    if let Err(refused) = validate::refuse_duplicate(&own, &validated, &others) {
+        if !facts.paused {
+            apply::withdraw(context, &namespace, &own.name, &own.uid).await.map_err(Error::Apply)?;
+        }
+        return Err(Error::Validate(refused));
+    }
+    facts.accepted = Some(Verdict::new(Status::True, Reason::Valid, "the spec is valid"));
+    Ok(validated)
+}
+
+fn validated(broker: &CeleryBroker, found: &Dereferenced, facts: &mut Facts) -> Result<Validated, Error> {
+    let validated = validate::validate(broker, found).map_err(Error::Validate)?;
+    facts.transport = Some(validated.transport);
+    facts.endpoint = Some(validated.endpoint.clone());
+    Ok(validated)
+}
+
+/// An object whose URL cannot be read stands for no broker.
+fn no_claim(context: &Context, live: &Live) {
+    let before = context.memory.with(live.uid(), |remembered| remembered.watches.replace(String::new()));
+    let namespace = live.metadata.namespace.clone().unwrap_or_default();
+    for watches in before.iter().filter(|watches| !watches.is_empty()) {
+        for (_, other) in context.memory.same_broker(&namespace, live.uid(), watches) {
+            context.scopes.wake(&namespace, &other);
+        }
+    }
+}
+
+/// A namespace keeps its uid for as long as the object in it lives.
+async fn namespace_uid(context: &Context, validated: &Validated) -> Result<String, Error> {
+    let known = context.memory.with(&validated.uid, |remembered| remembered.namespace_uid.clone());
+    if let Some(uid) = known {
+        return Ok(uid);
+    }
+    let uid = dereference::namespace_uid(&context.client, &validated.identity.namespace).await;
+    let uid = uid.map_err(Error::Dereference)?;
+    context.memory.with(&validated.uid, |remembered| remembered.namespace_uid = Some(uid.clone()));
+    Ok(uid)
+}
+
+/// Reads what the operator-owned Secret holds of an earlier grant.
+async fn existing(context: &Context, validated: &Validated, live: &Live) -> Result<Option<Existing>, Error> {
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &validated.identity.namespace);
+    let secret = call("read the monitor's Secret", api.get_opt(&validated.child)).await;
+    let data = secret.map_err(Error::Read)?.and_then(|secret| secret.data).unwrap_or_default();
+    let text = |key: &str| data.get(key).map(|value| SecretText::new(value.0.clone()));
+    let Some(url) = text(file::STORE_URL) else { return Ok(None) };
+    Ok(Some(Existing { url, ca: text(file::STORE_CA), key: live.status.store_key }))
+}
+
+/// Keeps the books of the rollout slots, and says when to look again.
+fn turn(context: &Context, uid: &str, seen: &Observation, waits: bool) -> Next {
+    if waits {
+        return Next::Turn;
+    }
+    if seen.rolling {
+        context.rollouts.occupy(uid, std::time::Instant::now());
+    } else {
+        context.rollouts.release(uid);
+    }
+    match seen.verdict.reason {
+        Reason::RolledOut | Reason::ScaledToZero => Next::Settled,
+        _ => Next::Progress,
+    }
+}
+
+/// Looks at the monitor where a failed, paused or refused pass has not.
+pub(super) async fn look(context: &Context, live: &Live) -> apply::Result<Option<Observation>> {
+    let namespace = live.metadata.namespace.clone().unwrap_or_default();
+    let name = live.metadata.name.clone().unwrap_or_default();
+    let (set, pod) = apply::look(context, &namespace, &name).await?;
+    Ok(Some(observe(set.as_ref(), pod.as_ref(), false, Timestamp::now())))
+}
+
+/// A spec that cannot be parsed was let in by an older schema.
+pub(super) fn unreadable(why: &str, facts: &mut Facts) -> Result<Next, Error> {
+    facts.accepted = None;
+    Err(Error::Unreadable(why.to_owned()))
+}
+
+/// Says in the conditions what an error means.
+pub(super) fn explain(outcome: &Result<Next, Error>, facts: &mut Facts) {
+    let Err(error) = outcome else { return };
+    let no = |reason, error: &dyn std::error::Error| Some(Verdict::new(Status::False, reason, error.to_string()));
+    match error {
+        Error::Dereference(error) => {
+            let reason = match error {
+                dereference::Error::SecretNotFound { .. } => Reason::SecretNotFound,
+                dereference::Error::KeyMissing { .. } => Reason::SecretKeyMissing,
+                dereference::Error::Forbidden { .. } => Reason::SecretForbidden,
+                // Nothing is known, and nothing said before is wrong.
+                dereference::Error::Api(_) => return,
+            };
+            facts.references = no(reason, error);
+        }
+        Error::Unreadable(_) => {
+            facts.accepted = no(Reason::InvalidSpec, error);
+            facts.stalled = true;
+        }
+        Error::Validate(error) => {
+            facts.stalled = true;
+            let reason = match error {
+                validate::Error::Url(_) | validate::Error::TlsOfPlainUrl { .. } | validate::Error::NoUrl => {
+                    Reason::InvalidSpec
+                }
+                validate::Error::UnsupportedTransport(_) => Reason::UnsupportedTransport,
+                validate::Error::TransportChanged { .. } => Reason::TransportChanged,
+                validate::Error::Duplicate { .. } => Reason::DuplicateBroker,
+                validate::Error::SecretUrl { .. } | validate::Error::NotPem { .. } => {
+                    facts.references = no(Reason::SecretValueInvalid, error);
+                    return;
+                }
+            };
+            facts.accepted = no(reason, error);
+        }
+        Error::Grant(error) => facts.blocked = no(Reason::StoreNotPrepared, error),
+        Error::Apply(apply::Error::StillDeleting { .. }) => {
+            facts.blocked = Some(Verdict::new(Status::Unknown, Reason::Progressing, error.to_string()));
+        }
+        Error::Apply(error) => facts.blocked = no(Reason::ApplyFailed, error),
+        Error::Build(error) => facts.blocked = no(Reason::ApplyFailed, error),
+        Error::Read(_) | Error::Status(_) | Error::Finalizer(_) | Error::Delete(_) | Error::Timeout(_) => {}
+    }
+}

@@ -1,0 +1,82 @@
+//! What the operator remembers of each object between passes. All of it can be lost: a new leader finds it again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use kanchi_store::BrokerKey;
+
+use crate::controllers::celery_broker::grant::Grant;
+use crate::controllers::celery_broker::status::WorldView;
+
+/// A child and what it was when it was last applied: the hash of what was wanted and the hash of what came back.
+pub type Fingerprints = HashMap<&'static str, (String, String)>;
+
+/// Of one object, by uid.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What the store was made to hold for this broker.
+    pub grant: Option<Grant>,
+    /// When the grant was last taken back because the monitor fell silent.
+    pub regranted: Option<Instant>,
+    /// Children as they were when last applied.
+    pub fingerprints: Fingerprints,
+    /// Which broker with which Celery settings this object stands for, once its URL was read, and at which generation.
+    pub watches: Option<String>,
+    /// Key in the store.
+    pub key: Option<BrokerKey>,
+    /// What the last pass made of the store's report; a change wakes the object.
+    pub view: Option<WorldView>,
+    /// When counts were last written.
+    pub counts_written: Option<Instant>,
+    /// Uid of the namespace.
+    pub namespace_uid: Option<String>,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Held for map operations only.
+    objects: Mutex<HashMap<String, Remembered>>,
+}
+
+impl Memory {
+    /// Reads or changes what is remembered of an object.
+    pub fn with<T>(&self, uid: &str, change: impl FnOnce(&mut Remembered) -> T) -> T {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(remembered) = objects.get_mut(uid) {
+            return change(remembered);
+        }
+        change(objects.entry(uid.to_owned()).or_default())
+    }
+
+    /// Forgets an object; returns what was remembered.
+    pub fn forget(&self, uid: &str) -> Option<Remembered> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner).remove(uid)
+    }
+
+    /// Forgets all objects that are not listed.
+    pub fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| is_there(uid));
+    }
+
+    /// Forgets everything: somebody else may have written meanwhile.
+    pub fn clear(&self) {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Returns the uids of other objects of a namespace that stand for the same broker.
+    pub fn same_broker(&self, namespace: &str, uid: &str, watches: &str) -> Vec<(String, String)> {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |(other, remembered): &(&String, &Remembered)| {
+            other.as_str() != uid && remembered.namespace == namespace && remembered.watches.as_deref() == Some(watches)
+        };
+        objects.iter().filter(same).map(|(uid, remembered)| (uid.clone(), remembered.name.clone())).collect()
+    }
+}

@@ -1,0 +1,439 @@
+//! The leader's connection to the store: claim, migrations, upkeep, reports.
+//!
+//! One task keeps it; everything else asks [`StoreLink::admin`], which answers at once, and reads the last reports from
+//! [`StoreLink::world`]. The store being away is a normal state: it is shown in conditions, and retried with back-off.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use kanchi_runtime::clock::now_micros;
+use kanchi_store::{BrokerKey, ErrorKind, Hints, HourCounts, MonitorReport, StoreAdmin, StoreUrl, UnixMicros};
+use tokio::sync::watch;
+
+use crate::backoff;
+use crate::lease::chain;
+
+/// Reports are read this often; notifications only make it sooner.
+const POLL: Duration = Duration::from_secs(10);
+
+/// Two polls are never closer than this, however many notifications arrive.
+const POLL_GAP: Duration = Duration::from_millis(500);
+
+/// How often partitions are made ahead and dropped.
+const UPKEEP: Duration = Duration::from_secs(600);
+
+/// How often the last hour is counted.
+const HOUR_COUNTS: Duration = Duration::from_secs(60);
+
+/// No retry of a connection waits longer: `BrokerReachable` must follow soon after the store is back.
+const RETRY_CAP: Duration = Duration::from_secs(15);
+
+/// How long one small request to the store may take.
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(15);
+
+/// Migrations may rewrite much; upkeep may wait for locks.
+const LONG_LIMIT: Duration = Duration::from_secs(1800);
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file with the URL or the certificate authorities cannot be read.
+    #[error("failed to read {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store refused or is away.
+    #[error("{0}")]
+    Store(#[source] kanchi_store::Error),
+    /// No answer in time.
+    #[error("failed to {what} within {limit:?}")]
+    Timeout {
+        /// What was tried.
+        what: &'static str,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The address for monitors is no address.
+    #[error("failed to write the monitors' store URL: {0}")]
+    Address(String),
+    /// Not connected now.
+    #[error("failed to use the store: {0}")]
+    Down(String),
+}
+
+impl Error {
+    /// Returns a fixed word for metrics and logs.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "StoreFile",
+            Self::Store(error) => error.kind().as_str(),
+            Self::Timeout { .. } => "StoreTimeout",
+            Self::Address(_) => "StoreAddress",
+            Self::Down(_) => "StoreDown",
+        }
+    }
+
+    /// Returns what kind of failure conditions show.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::File { .. } | Self::Address(_) => ErrorKind::Invalid,
+            Self::Timeout { .. } | Self::Down(_) => ErrorKind::Unreachable,
+        }
+    }
+}
+
+/// Bounds a request to the store.
+pub async fn bounded<T>(
+    what: &'static str,
+    limit: Duration,
+    request: impl Future<Output = kanchi_store::Result<T>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(limit, request).await {
+        Ok(answer) => answer.map_err(Error::Store),
+        Err(_elapsed) => Err(Error::Timeout { what, limit }),
+    }
+}
+
+/// Where Postgres is: files, read again at each connection and when they change.
+#[derive(Clone, Debug)]
+pub struct StoreSource {
+    /// File with the owner's URL.
+    pub url_file: PathBuf,
+    /// File with certificate authorities.
+    pub ca_file: Option<PathBuf>,
+    /// `host[:port]` for monitors.
+    pub monitor_address: Option<String>,
+}
+
+impl StoreSource {
+    /// Reads the owner's URL.
+    pub async fn read(&self) -> Result<StoreUrl, Error> {
+        let text = read(&self.url_file).await?;
+        let url = StoreUrl::parse(&String::from_utf8_lossy(&text)).map_err(Error::Store)?;
+        Ok(match &self.ca_file {
+            Some(path) => url.with_ca(read(path).await?),
+            None => url,
+        })
+    }
+
+    /// Returns a monitor's URL as monitors must write it: their own address, no paths of the operator's files.
+    pub fn for_monitors(&self, url: &StoreUrl) -> Result<String, Error> {
+        let invalid = |why: &str| Error::Address(why.to_owned());
+        let mut url = url::Url::parse(url.expose()).map_err(|error| Error::Address(error.to_string()))?;
+        if let Some(address) = &self.monitor_address {
+            let (host, port) = match address.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && !port.contains(']') => {
+                    (host, Some(port.parse::<u16>().map_err(|error| Error::Address(error.to_string()))?))
+                }
+                _ => (address.as_str(), None),
+            };
+            url.set_host(Some(host)).map_err(|error| Error::Address(error.to_string()))?;
+            url.set_port(port.or_else(|| url.port())).map_err(|()| invalid("the URL takes no port"))?;
+        }
+        let kept: Vec<(String, String)> = url
+            .query_pairs()
+            .filter(|(key, _)| !matches!(key.as_ref(), "sslrootcert" | "sslcert" | "sslkey" | "sslpassword"))
+            .map(|(key, value)| (key.into_owned(), value.into_owned()))
+            .collect();
+        url.set_query(None);
+        if !kept.is_empty() {
+            url.query_pairs_mut().extend_pairs(kept);
+        }
+        Ok(url.into())
+    }
+}
+
+async fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
+    tokio::fs::read(path).await.map_err(|source| Error::File { path: path.clone(), source })
+}
+
+/// Whether the store can be used now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not tried yet, or under way.
+    Connecting,
+    /// Claimed, migrated, answering.
+    Up,
+    /// Not usable, and why; the text holds no credentials.
+    Down {
+        /// Kind of failure.
+        kind: ErrorKind,
+        /// For people.
+        message: String,
+    },
+}
+
+/// What the store last said of all brokers.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The link itself.
+    pub link: LinkState,
+    /// Monitors' reports by broker.
+    pub reports: HashMap<BrokerKey, MonitorReport>,
+    /// Tasks that ended within the last hour.
+    pub hours: HashMap<BrokerKey, HourCounts>,
+    /// When the reports were read.
+    pub taken: Instant,
+}
+
+impl World {
+    fn unknown() -> Self {
+        Self { link: LinkState::Connecting, reports: HashMap::new(), hours: HashMap::new(), taken: Instant::now() }
+    }
+
+    /// Returns what a broker's monitor said, and the age of its heartbeat now.
+    pub fn report(&self, key: BrokerKey, now: Instant) -> Option<(&MonitorReport, Option<Duration>)> {
+        let report = self.reports.get(&key)?;
+        let since_poll = now.saturating_duration_since(self.taken);
+        Some((report, report.heartbeat_age.map(|age| age + since_poll)))
+    }
+}
+
+/// The shared end of the link.
+#[derive(Clone, Debug)]
+pub struct StoreLink {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: StoreSource,
+    /// Set while the link is up.
+    admin: RwLock<Option<(StoreAdmin, StoreUrl)>>,
+    world: watch::Sender<Arc<World>>,
+    /// Brokers whose resource is gone: their roles lose the right to log in. Bounded by the number of brokers.
+    retire: Mutex<BTreeSet<BrokerKey>>,
+}
+
+impl StoreLink {
+    /// Returns a link that is not connected; [`Self::run`] keeps it.
+    pub fn new(source: StoreSource) -> Self {
+        let (world, _) = watch::channel(Arc::new(World::unknown()));
+        Self { inner: Arc::new(Inner { source, admin: RwLock::new(None), world, retire: Mutex::default() }) }
+    }
+
+    /// Returns the store when it can be used now.
+    pub fn admin(&self) -> Result<(StoreAdmin, StoreUrl), Error> {
+        let admin = self.inner.admin.read().unwrap_or_else(PoisonError::into_inner);
+        admin.clone().ok_or_else(|| Error::Down(self.why_down()))
+    }
+
+    fn why_down(&self) -> String {
+        match &self.inner.world.borrow().link {
+            LinkState::Down { message, .. } => message.clone(),
+            LinkState::Connecting | LinkState::Up => "not connected yet".to_owned(),
+        }
+    }
+
+    /// Returns where Postgres is.
+    pub fn source(&self) -> &StoreSource {
+        &self.inner.source
+    }
+
+    /// Returns what the store last said.
+    pub fn world(&self) -> Arc<World> {
+        Arc::clone(&self.inner.world.borrow())
+    }
+
+    /// Returns a receiver that changes at each poll and at each change of the link.
+    pub fn changes(&self) -> watch::Receiver<Arc<World>> {
+        self.inner.world.subscribe()
+    }
+
+    /// Takes the right to log in from a broker whose resource is gone, as soon as the store can be reached.
+    pub fn retire(&self, key: BrokerKey) {
+        self.inner.retire.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+
+    /// A broker's resource is there (again).
+    pub fn keep(&self, key: BrokerKey) {
+        self.inner.retire.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
+    /// Keeps the link for as long as it is polled: only the leader polls it.
+    pub async fn run(&self, installation: &str) {
+        let mut failures = 0;
+        loop {
+            let failed = match self.connect(installation).await {
+                Ok((admin, url)) => {
+                    failures = 0;
+                    match self.serve(&admin, &url).await {
+                        Ended::UrlChanged => {
+                            tracing::info!("the store URL changed, connecting again");
+                            continue;
+                        }
+                        Ended::Failed(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            self.down(&failed);
+            failures += 1;
+            tokio::time::sleep(backoff::after_failures(failures).min(RETRY_CAP)).await;
+        }
+    }
+
+    async fn connect(&self, installation: &str) -> Result<(StoreAdmin, StoreUrl), Error> {
+        let url = self.inner.source.read().await?;
+        let admin = bounded("connect to the store", REQUEST_LIMIT, StoreAdmin::connect(&url)).await?;
+        bounded("claim the store", REQUEST_LIMIT, admin.claim_installation(installation)).await?;
+        bounded("migrate the store", LONG_LIMIT, admin.migrate()).await?;
+        upkeep(&admin).await?;
+        tracing::info!(store.endpoint = %url.endpoint(), "store claimed and migrated");
+        Ok((admin, url))
+    }
+
+    /// Polls, retires and does the upkeep until something fails or the URL's file changes.
+    async fn serve(&self, admin: &StoreAdmin, url: &StoreUrl) -> Ended {
+        *self.inner.admin.write().unwrap_or_else(PoisonError::into_inner) = Some((admin.clone(), url.clone()));
+        let mut hints = None;
+        let mut upkeep_at = Instant::now() + backoff::jittered(UPKEEP);
+        let mut hours_at = Instant::now();
+        loop {
+            if let Err(error) = self.poll(admin, &mut hours_at).await {
+                return Ended::Failed(error);
+            }
+            self.retire_gone(admin).await;
+            if Instant::now() >= upkeep_at {
+                upkeep_at = Instant::now() + backoff::jittered(UPKEEP);
+                if let Err(error) = upkeep(admin).await {
+                    return Ended::Failed(error);
+                }
+            }
+            // A rotated URL is taken over; a file that is being replaced is looked at again.
+            if let Ok(now) = self.inner.source.read().await
+                && now != *url
+            {
+                return Ended::UrlChanged;
+            }
+            wait_for_news(admin, &mut hints).await;
+        }
+    }
+
+    async fn poll(&self, admin: &StoreAdmin, hours_at: &mut Instant) -> Result<(), Error> {
+        let reports = bounded("read the monitors' reports", REQUEST_LIMIT, admin.reports()).await?;
+        let taken = Instant::now();
+        let hours = if taken >= *hours_at {
+            *hours_at = taken + HOUR_COUNTS;
+            bounded("count the last hour", REQUEST_LIMIT, admin.last_hour(now())).await?
+        } else {
+            self.world().hours.clone()
+        };
+        let reports = reports.into_iter().map(|report| (report.key, report)).collect();
+        self.inner.world.send_replace(Arc::new(World { link: LinkState::Up, reports, hours, taken }));
+        Ok(())
+    }
+
+    async fn retire_gone(&self, admin: &StoreAdmin) {
+        let gone = std::mem::take(&mut *self.inner.retire.lock().unwrap_or_else(PoisonError::into_inner));
+        for key in gone {
+            if let Err(error) = bounded("retire a broker", REQUEST_LIMIT, admin.retire_broker(key)).await {
+                tracing::warn!(store.key = key.0, error = %chain(&error), "broker not retired, trying again");
+                self.retire(key);
+            }
+        }
+    }
+
+    fn down(&self, error: &Error) {
+        *self.inner.admin.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let state = LinkState::Down { kind: error.kind(), message: chain(error) };
+        if self.inner.world.borrow().link != state {
+            tracing::warn!(reason = error.category(), error = %chain(error), "store not usable, trying again");
+        }
+        let mut world = World::unknown();
+        world.link = state;
+        self.inner.world.send_replace(Arc::new(world));
+    }
+}
+
+/// Why a connection was given up.
+enum Ended {
+    UrlChanged,
+    Failed(Error),
+}
+
+async fn upkeep(admin: &StoreAdmin) -> Result<(), Error> {
+    let done = bounded("do the store's upkeep", LONG_LIMIT, admin.upkeep(now())).await?;
+    tracing::debug!(created = done.created, dropped = done.dropped, pruned = done.pruned, "store upkeep done");
+    Ok(())
+}
+
+fn now() -> UnixMicros {
+    UnixMicros(now_micros())
+}
+
+/// Waits for the next poll: its time, or a notification. Without notifications polling goes on alone.
+async fn wait_for_news(admin: &StoreAdmin, hints: &mut Option<Hints>) {
+    let next_poll = tokio::time::sleep(backoff::jittered(POLL));
+    tokio::pin!(next_poll);
+    tokio::time::sleep(POLL_GAP).await;
+    if hints.is_none() {
+        match bounded("listen to the store", REQUEST_LIMIT, admin.listen()).await {
+            Ok(listening) => *hints = Some(listening),
+            Err(error) => tracing::debug!(error = %chain(&error), "not listening, polling only"),
+        }
+    }
+    let Some(listening) = hints.as_mut() else {
+        next_poll.await;
+        return;
+    };
+    tokio::select! {
+        () = &mut next_poll => {}
+        heard = listening.next() => if let Err(error) = heard {
+            tracing::debug!(error = %chain(&error), "stopped listening");
+            *hints = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(address: Option<&str>) -> StoreSource {
+        StoreSource { url_file: "/none".into(), ca_file: None, monitor_address: address.map(str::to_owned) }
+    }
+
+    #[test]
+    fn monitors_get_their_own_address_and_no_paths_of_the_operator() {
+        let url = StoreUrl::parse("postgres://u:p%40w@db:5433/kanchi?sslmode=verify-full&sslrootcert=/etc/ca.pem").unwrap();
+        let plain = source(None).for_monitors(&url).unwrap();
+        assert_eq!(plain, "postgres://u:p%40w@db:5433/kanchi?sslmode=verify-full");
+        let other = source(Some("pg.db.svc")).for_monitors(&url).unwrap();
+        assert_eq!(other, "postgres://u:p%40w@pg.db.svc:5433/kanchi?sslmode=verify-full");
+        let port = source(Some("bouncer.db.svc:6432")).for_monitors(&url).unwrap();
+        assert_eq!(port, "postgres://u:p%40w@bouncer.db.svc:6432/kanchi?sslmode=verify-full");
+        assert!(source(Some("host:port")).for_monitors(&url).is_err());
+    }
+
+    #[test]
+    fn the_age_of_a_heartbeat_grows_between_polls() {
+        let mut world = World::unknown();
+        let report = MonitorReport {
+            key: BrokerKey(1),
+            heartbeat_age: Some(Duration::from_secs(5)),
+            heartbeat: None,
+            top_queues: Vec::new(),
+            gaps_last_day: 0,
+            gaps_open: 0,
+        };
+        world.reports.insert(BrokerKey(1), report);
+        let later = world.taken + Duration::from_secs(7);
+        assert_eq!(world.report(BrokerKey(1), later).unwrap().1, Some(Duration::from_secs(12)));
+        assert!(world.report(BrokerKey(2), later).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_is_named() {
+        let error = source(None).read().await.unwrap_err();
+        assert_eq!(error.to_string(), "failed to read /none");
+        assert_eq!(error.category(), "StoreFile");
+    }
+}
