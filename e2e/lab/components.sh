@@ -70,7 +70,7 @@ resolve_kubernetes_modules() {
     done
     for module in "${tools[@]}"; do go mod edit -tool "$module"; done
     go get "go.etcd.io/etcd/server/v3@$(sed -n 's#^\s*go.etcd.io/etcd/client/v3 \(v[^ ]*\).*#\1#p' "$upstream" | head -1)"
-    go mod tidy -e
+    go mod tidy
   )
 }
 
