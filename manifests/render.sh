@@ -20,7 +20,9 @@ metadata:
 YAML
   # The version is that of no real cluster, so that the same chart gives the same bytes everywhere.
   "$helm" template kanchi "$here/../charts/kanchi" --namespace kanchi-system --kube-version 1.34.0 |
-    sed 's/^\( *app.kubernetes.io\/managed-by: \)Helm$/\1kubectl/'
+    sed 's/^\( *app.kubernetes.io\/managed-by: \)Helm$/\1kubectl/' |
+    # Helm 3 has an empty line before each document, Helm 4 has none.
+    awk '/^$/ { blank++; next } { if ($0 != "---") for (; blank > 0; blank--) print ""; blank = 0; print }'
 }
 
 case ${1:-} in

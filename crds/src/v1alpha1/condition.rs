@@ -144,8 +144,12 @@ names! {
         Connecting,
         /// Nothing listens at the broker's address.
         ConnectionRefused,
+        /// There is no route to the broker's host.
+        HostUnreachable,
         /// The connection ended.
         ConnectionLost,
+        /// The broker refuses connections for want of resources, or is starting or stopping.
+        BrokerUnavailable,
         /// The broker did not answer in time.
         Timeout,
         /// The broker refused user or password.
@@ -162,6 +166,10 @@ names! {
         ExchangeMismatch,
         /// The broker answers in a way that is not understood.
         ProtocolError,
+        /// The broker lacks something that is needed.
+        NotImplemented,
+        /// The certificates or the key cannot be used.
+        InvalidConfiguration,
 
         // StoreReachable
         /// Rows are written.
@@ -174,6 +182,16 @@ names! {
         ConnectionLimit,
         /// The database refused the role or its password.
         StoreAuthenticationFailed,
+        /// The TLS handshake with the store failed, or its certificate was not accepted.
+        StoreTlsFailed,
+        /// The store's disk is full.
+        StoreFull,
+        /// The store is a standby or was set read-only.
+        StoreReadOnly,
+        /// The store's schema is newer than the monitor knows.
+        StoreTooNew,
+        /// The database belongs to another installation.
+        ForeignInstallation,
 
         // BrokerReachable and StoreReachable
         /// The monitor has not reported yet.

@@ -14,17 +14,17 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("has(self.url) != has(self.urlSecretRef)")
         .message("connection needs exactly one of url (a URL without a password) and urlSecretRef (a Secret's key that holds the URL): set one and remove the other"),
-    validation = Rule::new("!has(self.url) || self.url.matches('^(amqp|amqps|redis|rediss)://([^/@]*@)?[^/@:?#]')")
-        .message("connection.url must begin with amqp://, amqps://, redis:// or rediss:// and name a host, for example amqp://rabbit.shop.svc:5672/orders"),
+    validation = Rule::new("!has(self.url) || self.url.matches('^(amqp|pyamqp|amqps|redis|rediss)://([^/@]*@)?[^/@:?#]')")
+        .message("connection.url must begin with amqp://, pyamqp://, amqps://, redis:// or rediss:// and name a host, for example amqp://rabbit.shop.svc:5672/orders"),
     validation = Rule::new("!has(self.url) || !(self.url.matches('^[^:]*://[^@]*:[^@]*@') || self.url.matches('[?&]password='))")
         .message("connection.url must not hold a password, since every reader of this resource would see it: put the whole URL into a Secret and name it in connection.urlSecretRef"),
     validation = Rule::new("!has(self.url) || !has(self.tls) || self.url.matches('^(amqps|rediss)://')")
         .message("connection.tls needs a URL that begins with amqps:// or rediss://: change the URL or remove connection.tls"),
-    validation = Rule::new("!has(self.url) || !has(oldSelf.url) || self.url.startsWith('amqp') == oldSelf.url.startsWith('amqp')")
+    validation = Rule::new("!has(self.url) || !has(oldSelf.url) || self.url.startsWith('redis') == oldSelf.url.startsWith('redis')")
         .message("connection.url cannot change between RabbitMQ and Redis, since the history kept under this name belongs to the old broker: create a CeleryBroker with another name for the new broker")
 )]
 pub struct Connection {
-    /// URL of the broker without a password, for example `redis://redis.shop.svc:6379/0`. Schemes: amqp, amqps (RabbitMQ),
+    /// URL of the broker without a password, for example `redis://redis.shop.svc:6379/0`. Schemes: amqp, pyamqp, amqps (RabbitMQ),
     /// redis, rediss (Redis). A URL with a password belongs into a Secret: see `urlSecretRef`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
@@ -100,7 +100,7 @@ impl Transport {
     /// Returns the transport of a URL's scheme, or nothing for a scheme that Kanchi does not know.
     pub fn of_scheme(scheme: &str) -> Option<Self> {
         match scheme {
-            "amqp" | "amqps" => Some(Self::RabbitMQ),
+            "amqp" | "pyamqp" | "amqps" => Some(Self::RabbitMQ),
             "redis" | "rediss" => Some(Self::Redis),
             _ => None,
         }
