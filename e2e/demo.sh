@@ -104,8 +104,11 @@ fi
 environment=$("$LAB" env)
 eval "$environment"
 : "${KANCHI_OPERATOR_IMAGE:?set it to an image that the cluster can pull}" "${KANCHI_MONITOR_IMAGE:?the same}" "${KANCHI_CELERY_IMAGE:?the same}"
-POSTGRES_VALUES=(--set postgres.enabled=true)
-[ -n "${CLUSTER:-}" ] || POSTGRES_VALUES+=(--set postgres.image.repository=kanchi.lab/services --set-string postgres.image.tag=1)
+# The password only has to be the same at the next run of the demo, whose Postgres has its data still.
+POSTGRES_VALUES=(--set store.evaluation.enabled=true --set store.evaluation.password=evaluation-only)
+if [ -z "${CLUSTER:-}" ]; then
+  POSTGRES_VALUES+=(--set "store.evaluation.image.repository=${KANCHI_SERVICES_IMAGE%:*}" --set-string "store.evaluation.image.tag=${KANCHI_SERVICES_IMAGE##*:}")
+fi
 
 say "Kanchi by its chart (with an evaluation Postgres), RabbitMQ and Redis beside it"
 restricted_namespace "$SYSTEM"

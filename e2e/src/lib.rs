@@ -11,6 +11,7 @@ pub mod audit;
 pub mod broker;
 pub mod cluster;
 pub mod exec;
+pub mod expected;
 pub mod faults;
 pub mod install;
 pub mod report;

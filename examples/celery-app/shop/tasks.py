@@ -71,7 +71,7 @@ def total(self, numbers):
 def send_mail(self, to, subject="Your order", seconds=0.0):
     """Succeeds after a while, on a queue of its own."""
     time.sleep(seconds)
-    return {"to": to, "subject": subject}
+    return f"{subject} to {to}"
 
 
 @shop_task()
