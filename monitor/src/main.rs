@@ -1,2 +1,23 @@
-//! The thin binary `kanchi-monitor`.
-fn main() {}
+//! The thin binary `kanchi-monitor`: parse arguments, start telemetry, build, run, drain.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod migrate;
+mod run;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    match args.command {
+        args::Command::Run(command) => run::run(&command),
+        args::Command::Migrate(command) => migrate::migrate(&command),
+    }
+}
+
+/// Exit code of a bad configuration (`EX_USAGE`): a crash loop on a typo can be told from a fault.
+const BAD_CONFIGURATION: u8 = 64;
+
+/// Exit code of a monitor that another one has replaced (`EX_TEMPFAIL`).
+const REPLACED: u8 = 75;

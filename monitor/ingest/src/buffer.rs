@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use kanchi_broker::{Gap, GapCause, UnixMicros};
+use kanchi_broker::{Gap, GapCause};
+use kanchi_domain::UnixMicros;
 use tokio::sync::Notify;
 
 use crate::spool::{Appended, Position, Spool};
@@ -28,6 +29,8 @@ pub struct Waiting {
     pub arrived: UnixMicros,
     /// It comes from the spool of an earlier process and may be committed already.
     pub replayed: bool,
+    /// It comes from the spool: a later process may read it again.
+    pub spooled: bool,
 }
 
 /// How full the buffer is.
@@ -222,10 +225,11 @@ impl Inner {
             taken += 1;
             let tag = self.next_tag;
             self.next_tag += 1;
+            let spooled = position.is_some();
             if let Some(position) = position {
                 self.uncommitted.push_back((tag, position));
             }
-            into.push(Waiting { tag, body, arrived, replayed });
+            into.push(Waiting { tag, body, arrived, replayed, spooled });
         }
         taken
     }

@@ -32,6 +32,11 @@ impl<V: Weigh> Cache<V> {
         Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, old_bytes: 0, budget }
     }
 
+    /// Tells whether an entry is there.
+    pub fn contains(&self, key: &str) -> bool {
+        self.young.contains_key(key) || self.old.contains_key(key)
+    }
+
     /// Takes an entry out; whoever takes it puts it back when its change is durable.
     pub fn take(&mut self, key: &str) -> Option<V> {
         if let Some((key, value)) = self.young.remove_entry(key) {

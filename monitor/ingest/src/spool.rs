@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn body(number: usize) -> Vec<u8> {
-        format!("message {number} {}", "x".repeat(number % 300)).into_bytes()
+        format!("message {number} {}", "x".repeat(number * 37 % 300)).into_bytes()
     }
 
     fn read_all(spool: &mut Spool) -> Vec<Record> {

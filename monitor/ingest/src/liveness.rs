@@ -1,0 +1,205 @@
+//! Workers in the world: asks who is there, switches events on, and judges silence.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kanchi_broker::{Command, Control, Reply};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::settings::SettingsWatch;
+use crate::shared::Shared;
+
+/// How often silence is judged.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long replies are waited for. Celery's own default is one second; a busy event loop takes longer.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Workers that are asked by name in one request.
+const ASK_AT_ONCE: usize = 100;
+
+/// Watches over the workers of one broker.
+#[derive(Debug)]
+pub struct Liveness {
+    /// Shared state.
+    pub shared: Arc<Shared>,
+    /// Settings in force.
+    pub settings: SettingsWatch,
+    /// The remote-control client.
+    pub control: Control,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+}
+
+impl Liveness {
+    /// Runs until the token ends it.
+    pub async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let shutdown = self.shutdown.clone();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Ok(()) = self.settings.changed() => {
+                    let spec = self.settings.borrow_and_update().broker.clone();
+                    self.control.reload(spec);
+                }
+                () = self.shared.connected_again.notified() => {
+                    let turn = self.look_around();
+                    tokio::select! { () = shutdown.cancelled() => return, () = turn => {} }
+                }
+                _ = tick.tick() => {
+                    let turn = self.turn();
+                    tokio::select! { () = shutdown.cancelled() => return, () = turn => {} }
+                }
+            }
+        }
+    }
+
+    /// The stream connected: find the workers that are there, and switch their events on.
+    async fn look_around(&self) {
+        if self.is_read_only() {
+            return;
+        }
+        self.cast(Command::heartbeat(), None).await;
+        if self.enables_events() {
+            self.cast(Command::enable_events(), None).await;
+        }
+        self.learn(None).await;
+    }
+
+    async fn turn(&self) {
+        let newly_online = self.shared.workers().take_newly_online();
+        if !newly_online.is_empty() && !self.is_read_only() {
+            for some in newly_online.chunks(ASK_AT_ONCE) {
+                if self.enables_events() {
+                    self.cast(Command::enable_events(), Some(some.to_vec())).await;
+                }
+                self.learn(Some(some.to_vec())).await;
+            }
+        }
+        if self.shared.is_caught_up() {
+            let patience = self.settings.borrow().patience();
+            let now = self.shared.now();
+            let suspects = self.shared.workers().check(now, patience);
+            for some in suspects.chunks(ASK_AT_ONCE) {
+                self.ask(some).await;
+            }
+        }
+        let counts = self.shared.workers().counts();
+        self.shared.metrics.workers(&counts);
+    }
+
+    /// Asks silent workers for a sign of life.
+    async fn ask(&self, suspects: &[String]) {
+        let Some(replies) = self.broadcast(Command::ping(), Some(suspects.to_vec())).await else {
+            // Nobody was asked, so nobody is lost; they are suspected anew once asking works again.
+            self.shared.workers().restart_timers(self.shared.now());
+            return;
+        };
+        let answered: BTreeSet<&str> = replies.iter().map(|reply| reply.worker.as_str()).collect();
+        let now = self.shared.now();
+        let mut workers = self.shared.workers();
+        for suspect in suspects {
+            if answered.contains(suspect.as_str()) {
+                workers.answered(suspect, now);
+            } else {
+                tracing::info!(worker.name = suspect, "worker is silent and does not answer");
+                workers.unanswered(suspect);
+            }
+        }
+    }
+
+    /// Learns which queues workers consume, and which of them are of the solo pool.
+    async fn learn(&self, workers: Option<Vec<String>>) {
+        for reply in self.broadcast(Command::active_queues(), workers.clone()).await.unwrap_or_default() {
+            let queues = queue_names(&reply.value);
+            self.shared.workers().set_queues(&reply.worker, queues);
+        }
+        for reply in self.broadcast(Command::stats(), workers).await.unwrap_or_default() {
+            let solo = is_solo(&reply.value);
+            self.shared.workers().set_solo(&reply.worker, solo);
+        }
+    }
+
+    async fn cast(&self, command: Command, destination: Option<Vec<String>>) {
+        let name = metric_name(&command);
+        let sent = self.control.cast(command, destination).await;
+        self.shared.metrics.command(name, sent.is_ok());
+        if let Err(error) = sent {
+            tracing::debug!(command = name, %error, "a command could not be sent");
+        }
+    }
+
+    async fn broadcast(&self, command: Command, destination: Option<Vec<String>>) -> Option<Vec<Reply>> {
+        let name = metric_name(&command);
+        let replies = self.control.broadcast(command, destination, REPLY_TIMEOUT).await;
+        self.shared.metrics.command(name, replies.is_ok());
+        replies.inspect_err(|error| tracing::debug!(command = name, %error, "a command could not be sent")).ok()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.settings.borrow().config.read_only
+    }
+
+    fn enables_events(&self) -> bool {
+        self.settings.borrow().config.celery.enable_events
+    }
+}
+
+/// A closed set of names, whatever commands there will be.
+fn metric_name(command: &Command) -> &'static str {
+    match command.method.as_str() {
+        "ping" => "ping",
+        "heartbeat" => "heartbeat",
+        "enable_events" => "enable_events",
+        "stats" => "stats",
+        "active_queues" => "active_queues",
+        _ => "other",
+    }
+}
+
+/// Reads the reply of `active_queues`: a list of objects with `name`.
+fn queue_names(reply: &Value) -> BTreeSet<String> {
+    let queues = reply.as_array().map(Vec::as_slice).unwrap_or_default();
+    queues
+        .iter()
+        .filter_map(|queue| queue.get("name").and_then(Value::as_str))
+        .filter(|name| !name.is_empty() && name.len() <= 255)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Reads the reply of `stats`: Celery 5.3 names the pool; before, a solo pool's only process is the worker itself.
+fn is_solo(reply: &Value) -> bool {
+    let Some(pool) = reply.get("pool") else { return false };
+    if let Some(implementation) = pool.get("implementation").and_then(Value::as_str) {
+        return implementation.contains("solo");
+    }
+    let processes = pool.get("processes").and_then(Value::as_array).map(Vec::as_slice);
+    matches!((processes, reply.get("pid")), (Some([only]), Some(pid)) if only == pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn reads_queues_from_whatever_a_worker_answers() {
+        let reply = json!([{"name": "celery", "durable": true}, {"name": 5}, {}, {"name": "billing"}]);
+        assert_eq!(queue_names(&reply), ["billing".to_owned(), "celery".to_owned()].into());
+        assert!(queue_names(&json!({"error": "x"})).is_empty());
+    }
+
+    #[test]
+    fn knows_a_solo_pool_of_new_and_old_celery() {
+        assert!(is_solo(&json!({"pid": 7, "pool": {"implementation": "celery.concurrency.solo:TaskPool"}})));
+        assert!(is_solo(&json!({"pid": 7, "pool": {"processes": [7]}})));
+        assert!(!is_solo(&json!({"pid": 7, "pool": {"processes": [8]}})));
+        assert!(!is_solo(&json!({"pid": 7, "pool": {"implementation": "celery.concurrency.prefork:TaskPool"}})));
+        assert!(!is_solo(&json!({"error": "x"})));
+    }
+}

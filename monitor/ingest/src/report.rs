@@ -1,0 +1,233 @@
+//! What the monitor tells of itself, on the store's second connection: heartbeat, gaps, workers, queues; and the settling
+//! of final tasks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kanchi_broker::ConnectionState;
+use kanchi_domain::UnixMicros;
+use kanchi_store::{Error as StoreError, Heartbeat, StoreReporter};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::buffer::Buffer;
+use crate::sampler::Samples;
+use crate::settings::SettingsWatch;
+use crate::shared::Shared;
+
+/// How often the heartbeat is written; the operator takes a monitor for silent after 30 s.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How often workers, gaps and queue samples are written.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often final tasks move to history.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// How long a final task lingers for late events before it moves.
+const LINGER_SECONDS: u32 = 180;
+
+/// Rounds of moving in one turn; the heartbeat must not wait behind a large backlog.
+const SETTLE_ROUNDS: usize = 20;
+
+/// A call that takes longer is given up: a connection that hangs must not silence the heartbeat.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Writes what the monitor tells of itself.
+#[derive(Debug)]
+pub struct Reporter {
+    /// Shared state.
+    pub shared: Arc<Shared>,
+    /// Settings in force.
+    pub settings: SettingsWatch,
+    /// Newest queue samples.
+    pub samples: Samples,
+    /// Redis: the buffer, for its size.
+    pub buffer: Option<Arc<Buffer>>,
+    /// Name of this process.
+    pub instance: String,
+    /// Version of this build.
+    pub version: String,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+    /// The connection, once there is one.
+    pub store: Option<StoreReporter>,
+}
+
+impl Reporter {
+    /// Runs until the token ends it, then says goodbye.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut next_heartbeat = Instant::now();
+        let mut next_settle = Instant::now() + SETTLE;
+        let mut loaded_workers = false;
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                () = self.shared.heartbeat_due.notified() => next_heartbeat = Instant::now(),
+                () = tokio::time::sleep_until(next_heartbeat.min(Instant::now() + TICK)) => {}
+            }
+            let shutdown = self.shutdown.clone();
+            let turn = self.turn(&mut next_heartbeat, &mut next_settle, &mut loaded_workers);
+            let result = tokio::select! {
+                () = shutdown.cancelled() => break,
+                result = tokio::time::timeout(CALL_TIMEOUT, turn) => result,
+            };
+            match result {
+                Ok(Ok(())) => backoff.reset(),
+                Ok(Err(error)) => self.failed(&error, &mut backoff).await,
+                Err(_elapsed) => self.store = None,
+            }
+        }
+        let last = tokio::time::timeout(Duration::from_secs(3), self.last_words()).await;
+        if !matches!(last, Ok(Ok(()))) {
+            tracing::debug!("the last heartbeat was not written");
+        }
+    }
+
+    async fn turn(
+        &mut self,
+        next_heartbeat: &mut Instant,
+        next_settle: &mut Instant,
+        loaded_workers: &mut bool,
+    ) -> Result<(), StoreError> {
+        if *next_heartbeat <= Instant::now() {
+            *next_heartbeat = Instant::now() + HEARTBEAT;
+            let heartbeat = self.heartbeat();
+            self.store().await?.heartbeat(&heartbeat).await?;
+        }
+        if !*loaded_workers {
+            let rows = self.store().await?.load_workers().await?;
+            self.shared.workers().merge_loaded(rows, self.shared.now());
+            *loaded_workers = true;
+        }
+        self.save().await?;
+        if *next_settle <= Instant::now() {
+            *next_settle = Instant::now() + SETTLE;
+            self.settle().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what has changed: gaps, workers, queues.
+    async fn save(&mut self) -> Result<(), StoreError> {
+        while let Some(gap) = self.shared.next_gap() {
+            self.store().await?.save_gap(&gap).await?;
+            self.shared.gap_stored(gap.id);
+        }
+        let workers = self.shared.workers().take_dirty();
+        if !workers.is_empty()
+            && let Err(error) = self.store().await?.save_workers(&workers).await
+        {
+            if error.kind().is_transient() {
+                self.shared.workers().restore_dirty(&workers);
+            }
+            return Err(error);
+        }
+        if self.samples.has_changed().unwrap_or(false) {
+            let samples = self.samples.borrow_and_update().clone();
+            if let Some(samples) = samples {
+                let now = self.shared.now();
+                self.store().await?.save_queues(now, &samples).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        for _ in 0..SETTLE_ROUNDS {
+            let now = self.shared.now();
+            let settled = self.store().await?.settle(now, LINGER_SECONDS).await?;
+            tracing::debug!(moved = settled.moved, merged = settled.merged, "final tasks moved to history");
+            if !settled.more {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn store(&mut self) -> Result<&mut StoreReporter, StoreError> {
+        let changed = self.settings.has_changed().unwrap_or(false);
+        let store = match self.store.take() {
+            Some(store) if !changed => store,
+            Some(mut store) => {
+                let settings = self.settings.borrow_and_update();
+                store.reconfigure(&settings.store, settings.retention);
+                store
+            }
+            None => {
+                let settings = Arc::clone(&self.settings.borrow_and_update());
+                StoreReporter::connect(&settings.store, settings.retention).await?
+            }
+        };
+        Ok(self.store.insert(store))
+    }
+
+    async fn failed(&mut self, error: &StoreError, backoff: &mut Backoff) {
+        self.shared.metrics.store_failed(error.kind());
+        if backoff.failures() == 0 {
+            let text = crate::error_chain(error);
+            tracing::warn!(reason = error.kind().as_str(), error = %text, "the monitor's own news were not stored");
+        }
+        let pause = backoff.pause();
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = self.settings.changed() => self.settings.mark_changed(),
+        }
+    }
+
+    async fn last_words(&mut self) -> Result<(), StoreError> {
+        let mut heartbeat = self.heartbeat();
+        ConnectionState::Disconnected.as_str().clone_into(&mut heartbeat.connection);
+        heartbeat.reason = Some("MonitorStopped".to_owned());
+        heartbeat.message = Some("the monitor was stopped".to_owned());
+        self.save().await?;
+        self.store().await?.heartbeat(&heartbeat).await
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let status = self.shared.status();
+        let counts = self.shared.workers().counts();
+        let connection = status.connection.as_ref();
+        let connected = self.shared.is_connected();
+        let message = connection.map(|report| report.message.clone()).filter(|message| !message.is_empty());
+        Heartbeat {
+            instance: self.instance.clone(),
+            version: self.version.clone(),
+            connection: connection.map_or(ConnectionState::Connecting, |report| report.state).as_str().to_owned(),
+            reason: connection.and_then(|report| report.reason).map(|reason| reason.as_str().to_owned()),
+            message: status.config_error.clone().or(message),
+            broker_version: connection.and_then(|report| report.broker_version.clone()),
+            last_event_at: status.last_event_at,
+            lag_seconds: status.lag_seconds,
+            events_per_second: Some(self.shared.events_per_second()),
+            workers_online: connected.then_some(counts.online),
+            messages_queued: status.messages_queued,
+            spool_bytes: self.buffer.as_ref().map(|buffer| buffer.fill().waiting_bytes),
+        }
+    }
+}
+
+/// Asks, for a short time, when the process before this one was last writing: a restart's gap begins there.
+pub async fn last_seen(
+    settings: &SettingsWatch,
+    patience: Duration,
+) -> (Option<StoreReporter>, Option<UnixMicros>) {
+    let settings = Arc::clone(&settings.borrow());
+    let ask = async {
+        let mut store = StoreReporter::connect(&settings.store, settings.retention).await?;
+        let at = store.last_commit_at().await?;
+        Ok::<_, StoreError>((store, at))
+    };
+    match tokio::time::timeout(patience, ask).await {
+        Ok(Ok((store, at))) => (Some(store), at),
+        Ok(Err(error)) => {
+            let text = crate::error_chain(&error);
+            tracing::warn!(reason = error.kind().as_str(), error = %text, "the store was not asked for the last commit");
+            (None, None)
+        }
+        Err(_elapsed) => (None, None),
+    }
+}

@@ -1,0 +1,246 @@
+//! What the tasks of one monitor know together: metrics, connection, workers, queues, gaps.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kanchi_broker::{ConnectionReport, ConnectionState, Gap};
+use kanchi_domain::UnixMicros;
+use kanchi_store::GapRow;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::metrics::Metrics;
+use crate::workers::WorkerTable;
+
+/// Gaps that wait for the store; a flapping connection must not fill the memory.
+const MAX_WAITING_GAPS: usize = 1_000;
+
+/// Queue names learned from `task-sent`.
+const MAX_QUEUES: usize = 1_000;
+
+/// Rates are over so long.
+const RATE_WINDOW: Duration = Duration::from_secs(30);
+
+/// Returns the time; passed in so that tests can turn it.
+pub type Clock = fn() -> i64;
+
+/// Shared state of one monitor.
+#[derive(Debug)]
+pub struct Shared {
+    /// The metrics.
+    pub metrics: Metrics,
+    clock: Clock,
+    status: Mutex<Status>,
+    workers: Mutex<WorkerTable>,
+    queues_seen: Mutex<BTreeSet<String>>,
+    gaps: Mutex<VecDeque<GapRow>>,
+    /// The stream had nothing more to give at this moment (milliseconds since the start).
+    drained_ms: AtomicU64,
+    connected: AtomicBool,
+    started: Instant,
+    /// The heartbeat is due at once.
+    pub heartbeat_due: Notify,
+    /// The stream connected: ask who is there.
+    pub connected_again: Notify,
+}
+
+/// What the heartbeat says.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The broker connection as last reported.
+    pub connection: Option<ConnectionReport>,
+    /// Why the mounted configuration is not in force.
+    pub config_error: Option<String>,
+    /// Celery timestamp of the newest event stored.
+    pub last_event_at: Option<UnixMicros>,
+    /// Seconds from arrival to commit of the newest batch.
+    pub lag_seconds: Option<f64>,
+    /// Messages waiting in all sampled queues.
+    pub messages_queued: Option<u64>,
+    /// Committed events and when, newest last.
+    rates: VecDeque<(Instant, u64)>,
+}
+
+impl Shared {
+    /// Makes the state of a monitor that has not connected yet.
+    pub fn new(metrics: Metrics, clock: Clock) -> Self {
+        Self {
+            metrics,
+            clock,
+            status: Mutex::default(),
+            workers: Mutex::default(),
+            queues_seen: Mutex::default(),
+            gaps: Mutex::default(),
+            drained_ms: AtomicU64::new(0),
+            connected: AtomicBool::new(false),
+            started: Instant::now(),
+            heartbeat_due: Notify::new(),
+            connected_again: Notify::new(),
+        }
+    }
+
+    /// Returns the time.
+    pub fn now(&self) -> UnixMicros {
+        UnixMicros((self.clock)())
+    }
+
+    /// Returns the worker table.
+    pub fn workers(&self) -> MutexGuard<'_, WorkerTable> {
+        lock(&self.workers)
+    }
+
+    /// Returns a copy of the status.
+    pub fn status(&self) -> Status {
+        lock(&self.status).clone()
+    }
+
+    /// The connection changed.
+    pub fn connection(&self, report: ConnectionReport) {
+        let connected = report.state == ConnectionState::Connected;
+        self.metrics.set_connection(report.state);
+        if let Some(reason) = report.reason {
+            self.metrics.connection_failed(reason);
+        }
+        if connected {
+            tracing::info!(broker.version = report.broker_version.as_deref(), "connected to the broker");
+        } else if let Some(reason) = report.reason {
+            tracing::warn!(reason = reason.as_str(), message = %report.message, "not connected to the broker");
+        }
+        self.drained_ms.store(0, Ordering::Relaxed);
+        self.connected.store(connected, Ordering::Relaxed);
+        lock(&self.status).connection = Some(report);
+        if connected {
+            // Silence while we were not listening says nothing about any worker.
+            self.workers().restart_timers(self.now());
+            self.connected_again.notify_one();
+        }
+        self.heartbeat_due.notify_one();
+    }
+
+    /// Tells whether the broker is connected.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// The stream had nothing more to give just now.
+    pub fn stream_drained(&self) {
+        self.drained_ms.store(self.elapsed_ms().max(1), Ordering::Relaxed);
+    }
+
+    /// Tells whether what was published a few seconds ago has been read by now.
+    pub fn is_caught_up(&self) -> bool {
+        let drained = self.drained_ms.load(Ordering::Relaxed);
+        self.is_connected() && drained > 0 && self.elapsed_ms().saturating_sub(drained) < 5_000
+    }
+
+    /// A gap was found: it is counted, told, and waits to be stored.
+    pub fn gap(&self, gap: &Gap) {
+        self.metrics.gap(gap.cause);
+        tracing::warn!(
+            reason = gap.cause.as_str(),
+            gap.from = gap.from.0,
+            gap.to = gap.to.map(|to| to.0),
+            gap.estimated_events = gap.estimated_events,
+            "events may be missing"
+        );
+        self.workers().restart_timers(self.now());
+        let mut gaps = lock(&self.gaps);
+        if gaps.len() >= MAX_WAITING_GAPS {
+            // Widen the newest instead of losing one: what is inside is a gap anyway.
+            if let Some(newest) = gaps.back_mut() {
+                newest.to = newest.to.zip(gap.to).map(|(a, b)| a.max(b));
+            }
+            return;
+        }
+        gaps.push_back(GapRow {
+            id: Uuid::new_v4(),
+            from: gap.from,
+            to: gap.to,
+            cause: gap.cause.as_str().to_owned(),
+            estimated_events: gap.estimated_events,
+        });
+    }
+
+    /// Returns the oldest gap that waits to be stored.
+    pub fn next_gap(&self) -> Option<GapRow> {
+        lock(&self.gaps).front().cloned()
+    }
+
+    /// This gap is stored.
+    pub fn gap_stored(&self, id: Uuid) {
+        lock(&self.gaps).retain(|gap| gap.id != id);
+    }
+
+    /// A client published to this queue.
+    pub fn queue_seen(&self, queue: &str) {
+        let mut queues = lock(&self.queues_seen);
+        if queues.len() < MAX_QUEUES && !queues.contains(queue) {
+            queues.insert(queue.to_owned());
+        }
+    }
+
+    /// Returns the queues that clients published to.
+    pub fn queues_seen(&self) -> BTreeSet<String> {
+        lock(&self.queues_seen).clone()
+    }
+
+    /// Depth of all sampled queues together.
+    pub fn messages_queued(&self, total: Option<u64>) {
+        lock(&self.status).messages_queued = total;
+    }
+
+    /// A changed configuration was refused, or is in force again.
+    pub fn config_refused(&self, error: Option<String>) {
+        if error.is_some() {
+            self.metrics.config_reloaded(false);
+        } else {
+            self.metrics.config_current.set(1);
+        }
+        lock(&self.status).config_error = error;
+        self.heartbeat_due.notify_one();
+    }
+
+    /// A batch is durable.
+    pub fn committed(&self, events: u64, newest: Option<UnixMicros>, oldest_arrived: Option<UnixMicros>) {
+        let now = self.now();
+        let mut status = lock(&self.status);
+        status.last_event_at = status.last_event_at.max(newest);
+        if let Some(last) = status.last_event_at {
+            self.metrics.last_event.set(last.as_seconds());
+        }
+        if let Some(arrived) = oldest_arrived {
+            let lag = (now.0.saturating_sub(arrived.0)).max(0) as f64 / 1e6;
+            self.metrics.lag.set(lag);
+            status.lag_seconds = Some(lag);
+        }
+        let at = Instant::now();
+        status.rates.push_back((at, events));
+        while status.rates.front().is_some_and(|(then, _)| at.duration_since(*then) > RATE_WINDOW) {
+            status.rates.pop_front();
+        }
+    }
+
+    /// Returns the events stored a second.
+    pub fn events_per_second(&self) -> f64 {
+        let now = Instant::now();
+        let status = lock(&self.status);
+        let events: u64 = status
+            .rates
+            .iter()
+            .filter(|(then, _)| now.duration_since(*then) <= RATE_WINDOW)
+            .map(|(_, events)| events)
+            .sum();
+        let window = now.duration_since(self.started).min(RATE_WINDOW).as_secs_f64().max(1.0);
+        events as f64 / window
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
