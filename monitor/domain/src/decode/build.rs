@@ -24,6 +24,8 @@ pub(super) struct Builder<'l> {
     /// `kanchi-task-…` events name their task so.
     second_id: Option<TaskId>,
     timestamp: Option<UnixMicros>,
+    /// Until then the event carries the hostname of the one before.
+    has_hostname: bool,
     /// What may turn out to be a worker's.
     worker: WorkerFields,
     has_worker: bool,
@@ -39,6 +41,7 @@ impl<'l> Builder<'l> {
             type_name: None,
             second_id: None,
             timestamp: None,
+            has_hostname: false,
             worker: WorkerFields::default(),
             has_worker: false,
             extra: String::new(),
@@ -100,6 +103,9 @@ impl<'l> Builder<'l> {
         if kind.needs_task() && self.event.task_id.is_none() {
             return Err(RejectReason::MissingTaskId);
         }
+        if !self.has_hostname {
+            self.event.hostname = Arc::from("");
+        }
         if self.event.hostname.is_empty() {
             if kind.is_worker() {
                 return Err(RejectReason::MissingHostname);
@@ -159,6 +165,7 @@ impl<'l> Builder<'l> {
 
     fn set_hostname(&mut self, value: Scalar<'_>) {
         let name = value.into_text(&mut self.event.repairs).unwrap_or_default();
+        self.has_hostname = true;
         if *name != *self.event.hostname {
             let name = self.shortened(name);
             self.event.hostname = Arc::from(&*name);
