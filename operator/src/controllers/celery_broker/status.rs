@@ -126,16 +126,16 @@ fn store_reason(kind: ErrorKind) -> Reason {
         ErrorKind::ConnectionLimit => Reason::ConnectionLimit,
         ErrorKind::AuthenticationFailed => Reason::StoreAuthenticationFailed,
         ErrorKind::MigrationPending => Reason::MigrationPending,
+        ErrorKind::TlsFailed => Reason::StoreTlsFailed,
+        ErrorKind::SchemaTooNew => Reason::StoreTooNew,
+        ErrorKind::DiskFull => Reason::StoreFull,
+        ErrorKind::ReadOnly => Reason::StoreReadOnly,
+        ErrorKind::ForeignInstallation => Reason::ForeignInstallation,
         ErrorKind::Unreachable
-        | ErrorKind::TlsFailed
-        | ErrorKind::SchemaTooNew
-        | ErrorKind::DiskFull
-        | ErrorKind::ReadOnly
         | ErrorKind::StaleEpoch
         | ErrorKind::Data
         | ErrorKind::Timeout
         | ErrorKind::Forbidden
-        | ErrorKind::ForeignInstallation
         | ErrorKind::Invalid
         | ErrorKind::Other => Reason::Unreachable,
     }
