@@ -118,14 +118,15 @@ pub async fn operate(
     let mut settings =
         LeaseSettings::new(args.pod_namespace.clone(), args.lease_name.clone(), identity(&args), args.lease_duration());
     settings.renew_every = settings.renew_every.min(Duration::from_secs(5));
-    let lease = LeaseTask::new(plain, settings, leadership).run(release.clone());
-    let mut lease = tokio::spawn(lease);
+    // A set of one: it ends with this function, however that ends.
+    let mut lease = JoinSet::new();
+    lease.spawn(LeaseTask::new(plain, settings, leadership).run(release.clone()));
     let early = tokio::select! {
         () = shutdown.cancelled() => None,
-        held = &mut lease => Some(match held {
-            Ok(Ok(())) => Error::Ended("the lease"),
-            Ok(Err(error)) => Error::Lease(error),
-            Err(panicked) => Error::Panicked(panicked),
+        held = lease.join_next() => Some(match held {
+            None | Some(Ok(Ok(()))) => Error::Ended("the lease"),
+            Some(Ok(Err(error))) => Error::Lease(error),
+            Some(Err(panicked)) => Error::Panicked(panicked),
         }),
         task = tasks.join_next() => Some(match task {
             Some(Ok(name)) => Error::Ended(name),
@@ -134,7 +135,6 @@ pub async fn operate(
         }),
     };
     if let Some(error) = early {
-        lease.abort();
         return Err(error);
     }
     health.set_not_ready();
@@ -145,10 +145,10 @@ pub async fn operate(
         tasks.abort_all();
     }
     release.cancel();
-    match lease.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Error::Lease(error)),
-        Err(panicked) => Err(Error::Panicked(panicked)),
+    match lease.join_next().await {
+        None | Some(Ok(Ok(()))) => Ok(()),
+        Some(Ok(Err(error))) => Err(Error::Lease(error)),
+        Some(Err(panicked)) => Err(Error::Panicked(panicked)),
     }
 }
 

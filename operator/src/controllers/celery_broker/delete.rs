@@ -128,7 +128,7 @@ mod tests {
             status: kanchi_crds::CeleryBrokerStatus::default(),
             broker: Err("gone".into()),
         };
-        let at = |second| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         assert_eq!(remaining(&live, at(0)), Some(DEADLINE));
         assert_eq!(remaining(&live, at(-5)), Some(DEADLINE), "a clock that is behind");
         assert_eq!(remaining(&live, at(30)), Some(Duration::from_secs(10)));

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn live(spec: &serde_json::Value) -> Live {
+    fn live(spec: &Value) -> Live {
         let object = json!({
             "apiVersion": "kanchi.io/v1alpha1", "kind": "CeleryBroker",
             "metadata": { "name": "orders", "namespace": "shop", "uid": "u", "annotations": { "kanchi.io/paused": "true" } },

@@ -1,0 +1,12 @@
+//! The operator against a real API server, real controllers and a real Postgres.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod support;
+
+mod children;
+mod deletion;
+mod leadership;
+mod references;
+mod reports;
+mod rollouts;
