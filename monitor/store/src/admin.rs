@@ -1,194 +1,141 @@
 //! The operator's side of the store, under the role that owns the schema.
 
-use std::collections::HashMap;
+mod broker;
+mod report;
+mod role;
+mod upkeep;
+
 use std::time::Duration;
 
-use kanchi_domain::UnixMicros;
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::{Connection, Executor, PgPool, Row};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::model::Heartbeat;
-use crate::retention::RetentionPolicy;
+pub use broker::{BrokerKey, BrokerSpec, Deleted};
+pub use report::{HourCounts, MonitorReport, TopQueue};
+pub use role::RoleMode;
+pub use upkeep::Upkeep;
+
+use crate::connection::{self, within};
+use crate::error::{During, Error, ErrorKind, Result};
+use crate::migration;
 use crate::url::StoreUrl;
 
-/// A broker's key in the store; part of its role's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BrokerKey(pub i32);
+const APPLICATION: &str = "kanchi-operator";
 
-/// Which broker: its key belongs to (installation, namespace uid, name).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokerSpec {
-    /// UID of the namespace: another tenant's namespace of the same name is another broker.
-    pub namespace_uid: String,
-    /// Namespace, for reading.
-    pub namespace: String,
-    /// Name of the resource.
-    pub name: String,
-    /// Name for people.
-    pub display_name: Option<String>,
-    /// Classes of its rows.
-    pub retention: RetentionPolicy,
-}
+/// Reconciles, reports, listening: more would only queue inside Postgres.
+const CONNECTIONS: u32 = 4;
 
-/// How monitors log in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoleMode {
-    /// Each broker has a role of its own: the Secret in a tenant's namespace opens that tenant's rows only.
-    Own,
-    /// The owner may not create roles: monitors share one, and so do tenants.
-    Shared,
-}
-
-/// What [`StoreAdmin::upkeep`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Upkeep {
-    /// Partitions created ahead.
-    pub created: u64,
-    /// Partitions dropped because their retention was over.
-    pub dropped: u64,
-    /// Rows deleted (batches, dead letters, samples).
-    pub pruned: u64,
-}
-
-/// Progress of [`StoreAdmin::delete_broker_history`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deleted {
-    /// Nothing of the broker is left, its role included.
-    All,
-    /// The deadline passed first; call again.
-    Partly,
-}
-
-/// A queue and its depth.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopQueue {
-    /// Queue name.
-    pub name: String,
-    /// Messages that wait.
-    pub ready: u64,
-    /// Consumers; `None` where the broker cannot tell.
-    pub consumers: Option<u64>,
-}
-
-/// What a monitor last said, and how long ago.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MonitorReport {
-    /// The broker.
-    pub key: BrokerKey,
-    /// Age of the heartbeat by the server's clock; `None`: no monitor has ever reported.
-    pub heartbeat_age: Option<Duration>,
-    /// The heartbeat itself.
-    pub heartbeat: Option<Heartbeat>,
-    /// The fullest queues of the newest sample, at most five, fullest first.
-    pub top_queues: Vec<TopQueue>,
-    /// Gaps that began within the last 24 hours.
-    pub gaps_last_day: u64,
-    /// Gaps that are still open.
-    pub gaps_open: u64,
-}
-
-/// Tasks that ended in the last hour.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HourCounts {
-    /// Succeeded.
-    pub succeeded: u64,
-    /// Failed.
-    pub failed: u64,
-    /// Retried.
-    pub retried: u64,
-}
-
-/// Hints that something changed; they carry no data, and polling alone also works.
-#[derive(Debug)]
-pub struct Hints {
-    _private: (),
-}
-
-impl Hints {
-    /// Waits for the next hint. Reconnects by itself; an error is returned once per lost connection.
-    pub async fn next(&mut self) -> Result<()> {
-        Err(Error::new(ErrorKind::Other, "listen", "not built yet"))
-    }
-}
-
-/// The owner's connection.
+/// The owner's connections.
 #[derive(Clone, Debug)]
 pub struct StoreAdmin {
-    _url: StoreUrl,
+    url: StoreUrl,
+    pool: PgPool,
 }
 
 impl StoreAdmin {
     /// Opens a small pool (at most 4 connections) and checks that Postgres answers.
     pub async fn connect(url: &StoreUrl) -> Result<Self> {
-        let _ = url;
-        Err(Error::new(ErrorKind::Other, "connect", "not built yet"))
+        const OPERATION: &str = "connect to Postgres";
+        // The pool reports a refused login as a timeout; a connection of its own says why.
+        connection::close(connection::open(url, APPLICATION).await?).await;
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .min_connections(0)
+            .acquire_timeout(Duration::from_secs(10))
+            .idle_timeout(Duration::from_secs(300))
+            .after_connect(|connection, _| {
+                Box::pin(async move { connection.execute(connection::SESSION).await.map(drop) })
+            })
+            .connect_with(url.connect_options(APPLICATION)?)
+            .await
+            .during(OPERATION)?;
+        Ok(Self { url: url.clone(), pool })
     }
 
-    /// Brings the schema to [`SCHEMA_VERSION`](crate::SCHEMA_VERSION); does nothing when it is there.
+    /// Ends all connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Brings the schema to [`SCHEMA_VERSION`](crate::SCHEMA_VERSION); writes nothing when it is there. A database
+    /// whose schema is newer is refused with [`ErrorKind::SchemaTooNew`].
     pub async fn migrate(&self) -> Result<()> {
-        Err(Error::new(ErrorKind::Other, "migrate", "not built yet"))
+        const OPERATION: &str = "migrate the schema";
+        let mut connection = connection::open(&self.url, "kanchi-migrate").await?;
+        // A migration takes what it takes.
+        connection
+            .execute("set statement_timeout = 0; set lock_timeout = '60s'")
+            .await
+            .during(OPERATION)?;
+        let result = migration::run(&mut connection).await;
+        connection::close(connection).await;
+        result
     }
 
     /// Claims the database for an installation; another one's claim gives [`ErrorKind::ForeignInstallation`].
     pub async fn claim_installation(&self, installation: &str) -> Result<()> {
-        let _ = installation;
-        Err(Error::new(ErrorKind::Other, "claim the database", "not built yet"))
+        const OPERATION: &str = "claim the database";
+        let query = sqlx::query(
+            "with claimed as (
+                insert into kanchi.installation (installation_id) select $1
+                where not exists (select from kanchi.installation)
+                on conflict do nothing returning installation_id)
+             select installation_id from claimed union all select installation_id from kanchi.installation limit 1",
+        );
+        let row = query
+            .bind(installation)
+            .fetch_optional(&self.pool)
+            .await
+            .during(OPERATION)?;
+        let holder = match row {
+            Some(row) => row.get::<String, _>(0),
+            // Somebody else's claim was committed while this statement looked at an older snapshot.
+            None => self.installation().await?,
+        };
+        if holder == installation {
+            return Ok(());
+        }
+        let message = format!(
+            "the database {} belongs to installation {holder}, not to {installation}: give each installation a database of its own",
+            self.url.endpoint()
+        );
+        Err(Error::new(ErrorKind::ForeignInstallation, OPERATION, message))
     }
 
-    /// Creates partitions ahead, drops those whose retention is over, prunes bounded tables. Call every 10 minutes.
-    pub async fn upkeep(&self, now: UnixMicros) -> Result<Upkeep> {
-        let _ = now;
-        Err(Error::new(ErrorKind::Other, "do the upkeep", "not built yet"))
-    }
-
-    /// Returns the broker's key, adopting its history; makes one for a new broker.
-    pub async fn ensure_broker(&self, broker: &BrokerSpec) -> Result<BrokerKey> {
-        let _ = broker;
-        Err(Error::new(ErrorKind::Other, "ensure a broker", "not built yet"))
-    }
-
-    /// Changes the classes that new rows of a broker go to.
-    pub async fn set_retention(&self, key: BrokerKey, retention: RetentionPolicy) -> Result<()> {
-        let _ = (key, retention);
-        Err(Error::new(ErrorKind::Other, "set the retention", "not built yet"))
-    }
-
-    /// Makes the broker's role, or sets its password; the server and its log never see the password itself.
-    pub async fn ensure_role(&self, key: BrokerKey, password: &str) -> Result<RoleMode> {
-        let _ = (key, password);
-        Err(Error::new(ErrorKind::Other, "ensure a role", "not built yet"))
-    }
-
-    /// Returns the URL that a broker's monitor uses.
-    pub fn monitor_url(&self, key: BrokerKey, mode: RoleMode, password: &str) -> Result<StoreUrl> {
-        let _ = (key, mode, password);
-        Err(Error::new(ErrorKind::Other, "write a store URL", "not built yet"))
-    }
-
-    /// Takes the right to log in from a broker's role and ends its sessions; history stays.
-    pub async fn retire_broker(&self, key: BrokerKey) -> Result<()> {
-        let _ = key;
-        Err(Error::new(ErrorKind::Other, "retire a broker", "not built yet"))
-    }
-
-    /// Deletes everything of a broker in bounded chunks, until `within` is over.
-    pub async fn delete_broker_history(&self, key: BrokerKey, within: Duration) -> Result<Deleted> {
-        let _ = (key, within);
-        Err(Error::new(ErrorKind::Other, "delete a broker's history", "not built yet"))
-    }
-
-    /// Returns what every monitor last said; one cheap query, for a poll every few seconds.
-    pub async fn reports(&self) -> Result<Vec<MonitorReport>> {
-        Err(Error::new(ErrorKind::Other, "read the reports", "not built yet"))
-    }
-
-    /// Returns the last hour's counts of every broker that had any; for a poll every minute.
-    pub async fn last_hour(&self, now: UnixMicros) -> Result<HashMap<BrokerKey, HourCounts>> {
-        let _ = now;
-        Err(Error::new(ErrorKind::Other, "count the last hour", "not built yet"))
+    async fn installation(&self) -> Result<String> {
+        let query = sqlx::query("select installation_id from kanchi.installation");
+        Ok(query.fetch_one(&self.pool).await.during("claim the database")?.get(0))
     }
 
     /// Listens for changes of connection state.
     pub async fn listen(&self) -> Result<Hints> {
-        Err(Error::new(ErrorKind::Other, "listen", "not built yet"))
+        const OPERATION: &str = "listen";
+        let mut listener = PgListener::connect_with(&self.pool).await.during(OPERATION)?;
+        listener.listen("kanchi_status").await.during(OPERATION)?;
+        Ok(Hints { listener })
+    }
+
+    /// Tells whether Postgres answers.
+    pub async fn ping(&self) -> Result<()> {
+        const OPERATION: &str = "ping Postgres";
+        within(OPERATION, async {
+            let mut connection = self.pool.acquire().await.during(OPERATION)?;
+            connection.ping().await.during(OPERATION)
+        })
+        .await
+    }
+}
+
+/// Hints that something changed; they carry no data, and polling alone also works.
+#[derive(Debug)]
+pub struct Hints {
+    listener: PgListener,
+}
+
+impl Hints {
+    /// Waits for the next hint. Reconnects by itself; after a lost connection a hint is given, since some may have been
+    /// missed. An error means that Postgres is not there: wait, then call again.
+    pub async fn next(&mut self) -> Result<()> {
+        self.listener.try_recv().await.map(drop).during("listen")
     }
 }

@@ -108,14 +108,24 @@ impl Error {
     }
 
     pub(crate) fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Self {
-        Self { kind, operation, message: message.into(), source: None }
+        Self {
+            kind,
+            operation,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// Classifies an error of the driver.
     pub(crate) fn sql(operation: &'static str, source: sqlx::Error) -> Self {
         let kind = classify(&source);
         let message = describe(&source);
-        Self { kind, operation, message, source: Some(Box::new(source)) }
+        Self {
+            kind,
+            operation,
+            message,
+            source: Some(Box::new(source)),
+        }
     }
 }
 

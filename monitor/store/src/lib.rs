@@ -13,25 +13,23 @@ pub mod error;
 pub mod model;
 pub mod reader;
 pub mod retention;
-pub mod scram;
 pub mod url;
 pub mod writer;
 
 mod connection;
 mod migration;
+mod scram;
 
 pub use admin::{
     BrokerKey, BrokerSpec, Deleted, Hints, HourCounts, MonitorReport, RoleMode, StoreAdmin, TopQueue, Upkeep,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use kanchi_domain::UnixMicros;
-pub use model::{
-    Batch, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, WorkerRow,
-};
+pub use model::{Batch, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, WorkerRow};
 pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};
 pub use url::StoreUrl;
-pub use writer::{Epoch, Settled, StoreReporter, StoreWriter};
+pub use writer::{Epoch, Previous, Settled, StoreReporter, StoreWriter};
 
 /// Version of the schema that this build writes; [`StoreAdmin::migrate`] brings a database there.
 pub const SCHEMA_VERSION: i32 = migration::LATEST;

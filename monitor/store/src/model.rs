@@ -172,4 +172,8 @@ pub struct Heartbeat {
     pub messages_queued: Option<u64>,
     /// Bytes waiting in memory and in the spool.
     pub spool_bytes: Option<u64>,
+    /// RabbitMQ: the event queue in use; kept when a later heartbeat says `None`.
+    pub event_queue: Option<String>,
+    /// A new configuration was refused for this reason; the old one is in force. Cut at 1 kB.
+    pub config_error: Option<String>,
 }

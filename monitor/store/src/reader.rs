@@ -1,14 +1,17 @@
 //! Reading tasks back: by id, by list, by count.
 
-use kanchi_domain::TaskRow;
+use kanchi_domain::{TaskFacts, TaskRow, UnixMicros};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::connection::{self, within};
+use crate::error::{During, Error, ErrorKind, Result};
 use crate::url::StoreUrl;
 
-/// Reads what monitors stored. Opened by a monitor role it sees that broker only, whatever key is asked for.
+/// Reads what monitors stored, under the role that owns the schema.
 #[derive(Debug)]
 pub struct StoreReader {
-    _url: StoreUrl,
+    connection: PgConnection,
 }
 
 /// A task as stored.
@@ -18,36 +21,141 @@ pub struct StoredTask {
     pub broker_key: i32,
     /// The task.
     pub task_id: String,
-    /// Whether the row is still in the live table.
+    /// Whether a row is in the live table.
     pub live: bool,
-    /// `TaskFacts::encode()`.
-    pub facts: Vec<u8>,
-    /// The projection of the facts.
+    /// Rows in history; more than one only until a rerun or a late event is settled.
+    pub settled_rows: usize,
+    /// Everything known of it.
+    pub facts: TaskFacts,
+    /// The projection of the facts at the time asked for.
     pub row: TaskRow,
 }
 
 impl StoreReader {
     /// Connects.
     pub async fn connect(url: &StoreUrl) -> Result<Self> {
-        let _ = url;
-        Err(Error::new(ErrorKind::Other, "connect", "not built yet"))
+        Ok(Self {
+            connection: connection::open(url, "kanchi-reader").await?,
+        })
     }
 
-    /// Returns one task, live or settled; both merged while a late event waits to be settled.
-    pub async fn task(&mut self, broker_key: i32, task_id: &str) -> Result<Option<StoredTask>> {
-        let _ = (broker_key, task_id);
-        Err(Error::new(ErrorKind::Other, "load a task", "not built yet"))
+    /// Returns one task as it is `now`, live or settled, with the facts of all its rows.
+    pub async fn task(&mut self, broker_key: i32, task_id: &str, now: UnixMicros) -> Result<Option<StoredTask>> {
+        const OPERATION: &str = "load a task";
+        let query = sqlx::query(include_str!("sql/task.sql")).bind(broker_key).bind(task_id);
+        let rows = within(OPERATION, async {
+            query.fetch_all(&mut self.connection).await.during(OPERATION)
+        })
+        .await?;
+        let mut joined: Option<StoredTask> = None;
+        for row in &rows {
+            let next = stored(row, now)?;
+            joined = Some(match joined {
+                Some(task) => join(task, &next, now),
+                None => next,
+            });
+        }
+        Ok(joined)
+    }
+
+    /// Returns up to `limit` tasks of a broker as they are `now`, by id after `after`: a walk over all of them, for
+    /// comparisons and exports. Slow on large histories; lists of a page have indexes of their own.
+    pub async fn tasks(
+        &mut self,
+        broker_key: i32,
+        after: &str,
+        limit: u16,
+        now: UnixMicros,
+    ) -> Result<Vec<StoredTask>> {
+        const OPERATION: &str = "load tasks";
+        let query = sqlx::query(include_str!("sql/tasks.sql"))
+            .bind(broker_key)
+            .bind(after)
+            .bind(i64::from(limit));
+        let rows = within(OPERATION, async {
+            query.fetch_all(&mut self.connection).await.during(OPERATION)
+        })
+        .await?;
+        let mut tasks: Vec<StoredTask> = Vec::new();
+        for row in &rows {
+            let next = stored(row, now)?;
+            match tasks.pop() {
+                Some(last) if last.task_id == next.task_id => tasks.push(join(last, &next, now)),
+                Some(last) => tasks.extend([last, next]),
+                None => tasks.push(next),
+            }
+        }
+        Ok(tasks)
     }
 
     /// Returns the stored event arrays (JSON) of one task, in order of storage, at most 1,000.
     pub async fn events(&mut self, broker_key: i32, task_id: &str) -> Result<Vec<Vec<u8>>> {
-        let _ = (broker_key, task_id);
-        Err(Error::new(ErrorKind::Other, "load the events of a task", "not built yet"))
+        const OPERATION: &str = "load the events of a task";
+        let query = sqlx::query(
+            "select events from kanchi.event_chunk
+             where hashtextextended(task_id, 0) = hashtextextended($2, 0) and task_id = $2 and broker_id = $1
+             order by stored_at, first_at limit 1000",
+        );
+        let query = query.bind(broker_key).bind(task_id);
+        let rows = within(OPERATION, async {
+            query.fetch_all(&mut self.connection).await.during(OPERATION)
+        })
+        .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Counts the tasks of a broker by state, live and settled: for tests and small databases.
+    /// Counts the rows of a broker by state as written, live and settled: for tests and small databases. A live row
+    /// past its `expires` still counts by its last event; a task with two rows counts twice until it is settled.
     pub async fn count_by_state(&mut self, broker_key: i32) -> Result<Vec<(String, u64)>> {
-        let _ = broker_key;
-        Err(Error::new(ErrorKind::Other, "count tasks", "not built yet"))
+        const OPERATION: &str = "count tasks";
+        let query = sqlx::query(
+            "select state, count(*) from (
+                select state from kanchi.task_live where broker_id = $1
+                union all select state from kanchi.task where broker_id = $1) as t
+             group by state order by state",
+        );
+        let query = query.bind(broker_key);
+        let rows = within(OPERATION, async {
+            query.fetch_all(&mut self.connection).await.during(OPERATION)
+        })
+        .await?;
+        Ok(rows
+            .iter()
+            .map(|row| (row.get(0), row.get::<i64, _>(1).unsigned_abs()))
+            .collect())
     }
+}
+
+fn stored(row: &PgRow, now: UnixMicros) -> Result<StoredTask> {
+    let facts = TaskFacts::decode(row.get(2))
+        .map_err(|error| Error::new(ErrorKind::Other, "read the facts of a task", error.to_string()))?;
+    let live: bool = row.get(3);
+    let queue: Option<String> = row.get(4);
+    let projected = with_queue(facts.project_at(now), queue);
+    Ok(StoredTask {
+        broker_key: row.get(0),
+        task_id: row.get(1),
+        live,
+        settled_rows: usize::from(!live),
+        facts,
+        row: projected,
+    })
+}
+
+fn join(mut task: StoredTask, other: &StoredTask, now: UnixMicros) -> StoredTask {
+    task.facts.merge(&other.facts);
+    let queue = task.row.queue.take().or_else(|| other.row.queue.clone());
+    task.row = with_queue(task.facts.project_at(now), queue.map(String::from));
+    task.live |= other.live;
+    task.settled_rows += other.settled_rows;
+    task
+}
+
+/// The queue may be inferred from the worker; then only the row knows it, not the facts.
+fn with_queue(mut row: TaskRow, stored: Option<String>) -> TaskRow {
+    if row.queue.is_none() && stored.is_some() {
+        row.queue = stored.map(String::into_boxed_str);
+        row.queue_inferred = true;
+    }
+    row
 }

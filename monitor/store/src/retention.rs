@@ -23,8 +23,15 @@ pub enum RetentionClass {
 
 impl RetentionClass {
     /// All classes, shortest first.
-    pub const ALL: [Self; 7] =
-        [Self::Days1, Self::Days3, Self::Days7, Self::Days14, Self::Days30, Self::Days90, Self::Days365];
+    pub const ALL: [Self; 7] = [
+        Self::Days1,
+        Self::Days3,
+        Self::Days7,
+        Self::Days14,
+        Self::Days30,
+        Self::Days90,
+        Self::Days365,
+    ];
 
     /// Returns the class of a number of days, which must be one of the set.
     pub fn from_days(days: u16) -> Result<Self> {

@@ -44,7 +44,10 @@ impl StoreUrl {
     /// Returns the same server and database for another role.
     pub fn for_role(&self, role: &str, password: &str) -> Result<Self> {
         let mut other = self.clone();
-        let done = other.url.set_username(role).and_then(|()| other.url.set_password(Some(password)));
+        let done = other
+            .url
+            .set_username(role)
+            .and_then(|()| other.url.set_password(Some(password)));
         done.map_err(|()| Error::new(ErrorKind::Invalid, "write a store URL", "the URL takes no credentials"))?;
         Ok(other)
     }
@@ -53,8 +56,14 @@ impl StoreUrl {
     pub fn with_address(&self, host: &str, port: Option<u16>) -> Result<Self> {
         let mut other = self.clone();
         let failed = |why: &str| Error::new(ErrorKind::Invalid, "write a store URL", why);
-        other.url.set_host(Some(host)).map_err(|error| failed(&error.to_string()))?;
-        other.url.set_port(port.or(self.url.port())).map_err(|()| failed("the URL takes no port"))?;
+        other
+            .url
+            .set_host(Some(host))
+            .map_err(|error| failed(&error.to_string()))?;
+        other
+            .url
+            .set_port(port.or(self.url.port()))
+            .map_err(|()| failed("the URL takes no port"))?;
         Ok(other)
     }
 
@@ -85,7 +94,11 @@ impl StoreUrl {
             .application_name(application);
         if let Some(pem) = &self.ca_pem {
             options = options.ssl_root_cert_from_pem(pem.clone());
-            if !self.url.query_pairs().any(|(key, _)| key == "sslmode" || key == "ssl-mode") {
+            if !self
+                .url
+                .query_pairs()
+                .any(|(key, _)| key == "sslmode" || key == "ssl-mode")
+            {
                 options = options.ssl_mode(PgSslMode::VerifyFull);
             }
         }
@@ -120,7 +133,10 @@ mod tests {
     #[test]
     fn never_shows_the_password() {
         let url = StoreUrl::parse("postgres://kanchi:canary@db:5433/kanchi?sslpassword=canary").unwrap();
-        assert_eq!(format!("{url} {url:?}"), "postgres://<redacted>@db:5433/kanchi postgres://<redacted>@db:5433/kanchi");
+        assert_eq!(
+            format!("{url} {url:?}"),
+            "postgres://<redacted>@db:5433/kanchi postgres://<redacted>@db:5433/kanchi"
+        );
     }
 
     #[test]

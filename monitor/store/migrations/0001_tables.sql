@@ -1,0 +1,251 @@
+-- Tables. The figures behind the layout are in docs/adr/0001-storage-layout.md, the rights in docs/adr/0002-tenancy.md.
+--
+-- Three columns are never written by a monitor, so that a stolen monitor role cannot lie in them:
+--   broker_id       derived from the login role (kanchi_m_42 -> 42), never from what the client says; the owner, whose
+--                   name has no number there, must name the column and gets an error otherwise
+--   stored_at       the server's clock: it chooses the partition, so no client's clock can aim at a missing one
+--   first_seen_at   the same for live rows
+
+-- === Who ===
+
+create table kanchi.installation (
+    singleton boolean primary key default true check (singleton),
+    installation_id text not null,
+    claimed_at timestamptz not null default now()
+);
+
+-- Keys are never used twice: a role of a deleted broker must not meet another broker's rows.
+create sequence kanchi.broker_key as integer;
+
+create table kanchi.broker (
+    broker_id integer primary key,
+    -- A key belongs to (installation, namespace uid, name); a database has one installation.
+    namespace_uid text not null,
+    namespace text not null,
+    name text not null,
+    display_name text,
+    succeeded_days smallint not null,
+    failed_days smallint not null,
+    events_days smallint not null,
+    statistics_days smallint not null,
+    created_at timestamptz not null default now(),
+    retired_at timestamptz,
+    unique (namespace_uid, name)
+);
+
+-- === Exactly once ===
+
+create table kanchi.writer (
+    broker_id integer primary key references kanchi.broker on delete cascade,
+    epoch bigint not null,
+    instance text not null,
+    began_at timestamptz not null default now()
+);
+
+create table kanchi.batch (
+    broker_id integer not null references kanchi.broker on delete cascade,
+    batch_id uuid not null,
+    epoch bigint not null,
+    committed_at timestamptz not null default clock_timestamp(),
+    -- 16 bytes each, one after the other; null where the transport never delivers twice.
+    digests bytea,
+    primary key (broker_id, batch_id)
+);
+create index batch_committed on kanchi.batch (broker_id, committed_at);
+
+-- === Events: one row per task and batch ===
+
+create table kanchi.event_chunk (
+    broker_id integer not null default substring(session_user from 10)::integer,
+    retention_days smallint not null,
+    stored_at timestamptz not null default now(),
+    task_id text,
+    first_at timestamptz not null,
+    event_count smallint not null,
+    -- A JSON array in UTF-8. bytea, for binary COPY then neither parses nor copies it: 1.5 times the speed of json.
+    events bytea not null
+) partition by list (retention_days);
+-- Eight bytes a key instead of 40: half the cost of an index on the text, and collisions are filtered.
+create index event_chunk_task on kanchi.event_chunk (hashtextextended(task_id, 0));
+
+-- === Tasks ===
+
+-- Not yet final, or final a moment ago. Everything is in `facts`; the few other columns serve lists.
+create table kanchi.task_live (
+    broker_id integer not null default substring(session_user from 10)::integer,
+    task_id text not null check (octet_length(task_id) between 1 and 255),
+    first_seen_at timestamptz not null default now(),
+    facts bytea not null,
+    state text not null,
+    name text,
+    queue text,
+    worker text,
+    -- Final rows: when that was written (the epoch when they came by COPY: then first_seen_at says it); rows with a
+    -- deadline: the deadline. Null: nothing to settle yet. Infinity: the same, and history holds no row of this id.
+    due_at timestamptz,
+    primary key (broker_id, task_id)
+) partition by hash (broker_id, task_id);
+-- On columns that never change, so that updates stay within their page (HOT).
+create index task_live_first_seen on kanchi.task_live (broker_id, first_seen_at);
+
+do $$
+begin
+    for part in 0..7 loop
+        execute format(
+            'create table kanchi.task_live_%s partition of kanchi.task_live
+             for values with (modulus 8, remainder %s) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)',
+            part, part);
+    end loop;
+end $$;
+
+-- Final tasks. No unique key on (broker_id, task_id): it would have to contain the partition key. One row per task is
+-- the writer's work: see kanchi.take_history.
+create table kanchi.task (
+    broker_id integer not null default substring(session_user from 10)::integer,
+    retention_days smallint not null,
+    stored_at timestamptz not null default now(),
+    task_id text not null check (octet_length(task_id) between 1 and 255),
+    state text not null,
+    mark text,
+    name text,
+    queue text,
+    queue_inferred boolean not null,
+    worker text,
+    retries integer not null,
+    root_id text,
+    parent_id text,
+    sent_at timestamptz,
+    received_at timestamptz,
+    started_at timestamptz,
+    finished_at timestamptz,
+    eta timestamptz,
+    expires timestamptz,
+    runtime double precision,
+    -- First kilobyte of each, for lists and search; the whole is in `facts`.
+    args text,
+    kwargs text,
+    result text,
+    exception text,
+    facts bytea not null
+) partition by list (retention_days);
+create index task_id_hash on kanchi.task (hashtextextended(task_id, 0));
+create index task_finished on kanchi.task (broker_id, finished_at);
+
+-- === Counts ===
+
+create table kanchi.task_statistic (
+    broker_id integer not null,
+    retention_days smallint not null,
+    -- Midnight (UTC) of the day of storage: chooses the partition.
+    stored_at timestamptz not null,
+    minute timestamptz not null,
+    task_name text not null,
+    transition text not null,
+    count bigint not null,
+    runtime_sum double precision not null,
+    runtime_max double precision not null,
+    primary key (broker_id, minute, task_name, transition, retention_days, stored_at)
+) partition by list (retention_days);
+
+create table kanchi.queue_sample (
+    broker_id integer not null,
+    retention_days smallint not null,
+    stored_at timestamptz not null default now(),
+    sampled_at timestamptz not null,
+    queue_name text not null,
+    ready bigint not null,
+    unacked bigint,
+    consumers bigint
+) partition by list (retention_days);
+create index queue_sample_time on kanchi.queue_sample (broker_id, sampled_at);
+
+create table kanchi.worker_sample (
+    broker_id integer not null,
+    retention_days smallint not null,
+    stored_at timestamptz not null default now(),
+    sampled_at timestamptz not null,
+    hostname text not null,
+    active bigint,
+    processed bigint,
+    load_1m double precision
+) partition by list (retention_days);
+create index worker_sample_time on kanchi.worker_sample (broker_id, sampled_at);
+
+-- === What is now ===
+
+create table kanchi.worker (
+    broker_id integer not null references kanchi.broker on delete cascade,
+    hostname text not null,
+    state text not null,
+    pid bigint,
+    freq double precision,
+    active bigint,
+    processed bigint,
+    loadavg double precision[],
+    sw_ident text,
+    sw_ver text,
+    sw_sys text,
+    started_at timestamptz,
+    last_event_at timestamptz not null,
+    last_heartbeat_at timestamptz,
+    primary key (broker_id, hostname)
+) with (fillfactor = 50);
+
+create table kanchi.queue (
+    broker_id integer not null references kanchi.broker on delete cascade,
+    name text not null,
+    ready bigint not null,
+    unacked bigint,
+    consumers bigint,
+    sampled_at timestamptz not null,
+    primary key (broker_id, name)
+) with (fillfactor = 50);
+
+create table kanchi.heartbeat (
+    broker_id integer primary key references kanchi.broker on delete cascade,
+    beat_at timestamptz not null,
+    instance text not null,
+    version text not null,
+    connection text not null,
+    reason text,
+    message text,
+    broker_version text,
+    last_event_at timestamptz,
+    lag_seconds double precision,
+    events_per_second double precision,
+    workers_online bigint,
+    messages_queued bigint,
+    spool_bytes bigint,
+    -- RabbitMQ: the queue in use; the next process must know it when its own has other arguments and another name.
+    event_queue text,
+    -- A new configuration was refused; the old one is in force.
+    config_error text,
+    -- The newest heartbeat that said Connected: where the gap of a restart begins.
+    connected_at timestamptz
+) with (fillfactor = 20);
+
+-- === What went wrong ===
+
+create table kanchi.gap (
+    broker_id integer not null references kanchi.broker on delete cascade,
+    gap_id uuid not null,
+    from_at timestamptz not null,
+    -- Null while it is open.
+    to_at timestamptz,
+    cause text not null,
+    estimated_events bigint,
+    noted_at timestamptz not null default now(),
+    primary key (broker_id, gap_id)
+);
+create index gap_from on kanchi.gap (broker_id, from_at);
+
+create table kanchi.dead_letter (
+    dead_letter_id bigint generated always as identity,
+    broker_id integer not null references kanchi.broker on delete cascade,
+    arrived_at timestamptz not null,
+    reason text not null,
+    detail text not null,
+    sample bytea not null,
+    noted_at timestamptz not null default now(),
+    primary key (broker_id, dead_letter_id)
+);

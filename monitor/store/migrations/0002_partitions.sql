@@ -1,0 +1,77 @@
+-- Partitions: by retention class, then by day of storage. A day's partition is dropped when its class is over.
+
+-- One level per class. A default partition catches what upkeep did not prepare for, so that no row is ever refused.
+do $$
+declare
+    parent text;
+    class integer;
+begin
+    foreach parent in array array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample'] loop
+        foreach class in array array[1, 3, 7, 14, 30, 90, 365] loop
+            execute format('create table kanchi.%I partition of kanchi.%I for values in (%s) partition by range (stored_at)',
+                parent || '_' || class, parent, class);
+            execute format('create table kanchi.%I partition of kanchi.%I default',
+                parent || '_' || class || '_default', parent || '_' || class);
+        end loop;
+    end loop;
+end $$;
+
+-- Days that one partition of a class spans: long classes have wider ones, to keep them few.
+create function kanchi.partition_days(p_class integer) returns integer
+language sql immutable as $$
+    select case when p_class >= 365 then 30 when p_class >= 90 then 7 else 1 end
+$$;
+
+-- Partitions that should be there and are not: from a day back (a transaction may have begun before midnight) to
+-- `p_ahead_days` from now.
+create function kanchi.missing_partitions(p_now timestamptz, p_ahead_days integer)
+returns table (parent text, leaf text, from_at timestamptz, to_at timestamptz)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select class_table, leaf_name, start_at, start_at + make_interval(days => width)
+    from (
+        select distinct
+            table_name || '_' || class as class_table,
+            width,
+            timestamptz 'epoch' + make_interval(days => day / width * width) as start_at,
+            table_name || '_' || class || '_'
+                || to_char(date '1970-01-01' + day / width * width, 'YYYYMMDD') as leaf_name
+        from unnest(array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample']) as table_name,
+            (select c as class, kanchi.partition_days(c) as width from unnest(array[1, 3, 7, 14, 30, 90, 365]) as c) as classes,
+            generate_series(
+                (extract(epoch from p_now) / 86400)::integer - 1,
+                (extract(epoch from p_now) / 86400)::integer + p_ahead_days) as day
+    ) as wanted
+    where to_regclass(format('kanchi.%I', leaf_name)) is null
+    order by start_at, leaf_name
+$$;
+
+-- Creates one partition. Attaching takes a lock that lets writers go on, except on the default partition, which is
+-- empty but after an upkeep that was missed; then its rows of this range move over first.
+create function kanchi.create_partition(p_parent text, p_leaf text, p_from timestamptz, p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    spare text := p_parent || '_default';
+begin
+    execute format('create table kanchi.%I (like kanchi.%I including defaults including constraints)', p_leaf, p_parent);
+    execute format('lock table kanchi.%I in access exclusive mode', spare);
+    execute format('with moved as (delete from kanchi.%I where stored_at >= $1 and stored_at < $2 returning *)
+        insert into kanchi.%I select * from moved', spare, p_leaf) using p_from, p_to;
+    execute format('alter table kanchi.%I attach partition kanchi.%I for values from (%L) to (%L)',
+        p_parent, p_leaf, p_from, p_to);
+end $$;
+
+-- Partitions whose every row is older than its class allows.
+create function kanchi.expired_partitions(p_now timestamptz) returns table (leaf text)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select relname
+    from (
+        select relname::text, (regexp_match(relname, '_(\d+)_(\d{8})$'))[1]::integer as class,
+            to_date((regexp_match(relname, '_(\d+)_(\d{8})$'))[2], 'YYYYMMDD') as day
+        from pg_class
+        where relnamespace = 'kanchi'::regnamespace and relkind = 'r' and relispartition
+            and relname ~ '^(event_chunk|task|task_statistic|queue_sample|worker_sample)_\d+_\d{8}$'
+    ) as leaves
+    where timestamptz 'epoch' + make_interval(days => (day - date '1970-01-01') + kanchi.partition_days(class) + class)
+        <= p_now
+    order by 1
+$$;

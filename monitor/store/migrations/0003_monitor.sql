@@ -1,0 +1,361 @@
+-- What a monitor may do, beyond COPY into event_chunk, task_live and task: functions that run as the owner, derive the
+-- broker from the login role as the column defaults do, and touch no other broker's rows.
+
+create function kanchi.schema_version() returns integer
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select max(version) from kanchi.migration
+$$;
+
+create function kanchi.current_broker() returns integer
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if session_user !~ '^kanchi_m_[0-9]{1,9}$' then
+        raise exception 'role % is not the role of a monitor', session_user using errcode = 'KN002';
+    end if;
+    return substring(session_user from 10)::integer;
+end $$;
+
+create function kanchi.micros(p_value bigint) returns timestamptz
+language sql immutable strict parallel safe as $$
+    -- In two steps: a double cannot hold today's microseconds exactly.
+    select timestamptz 'epoch' + make_interval(secs => p_value / 1000000)
+        + (p_value % 1000000) * interval '1 microsecond'
+$$;
+
+-- === The event path ===
+
+create function kanchi.begin_epoch(p_instance text) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer := kanchi.current_broker();
+    e bigint;
+begin
+    if not exists (select from kanchi.broker where broker_id = b and retired_at is null) then
+        raise exception 'broker % is not known', b using errcode = 'KN002';
+    end if;
+    insert into kanchi.writer as w (broker_id, epoch, instance) values (b, 1, left(p_instance, 255))
+    on conflict (broker_id) do update
+        set epoch = w.epoch + 1, instance = excluded.instance, began_at = now()
+    returning epoch into e;
+    return e;
+end $$;
+
+create function kanchi.save_workers(p_workers jsonb, p_keep_sample boolean) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    insert into kanchi.worker as w (broker_id, hostname, state, pid, freq, active, processed, loadavg, sw_ident, sw_ver,
+        sw_sys, started_at, last_event_at, last_heartbeat_at)
+    select distinct on (left(r.hostname, 255)) kanchi.current_broker(), left(r.hostname, 255), r.state, r.pid, r.freq,
+        r.active, r.processed, r.loadavg, left(r.sw_ident, 255), left(r.sw_ver, 255), left(r.sw_sys, 255),
+        kanchi.micros(r.started_at), kanchi.micros(r.last_event_at), kanchi.micros(r.last_heartbeat_at)
+    from jsonb_to_recordset(p_workers) as r (hostname text, state text, pid bigint, freq double precision,
+        active bigint, processed bigint, loadavg double precision[], sw_ident text, sw_ver text, sw_sys text,
+        started_at bigint, last_event_at bigint, last_heartbeat_at bigint)
+    order by left(r.hostname, 255), r.last_event_at desc
+    on conflict (broker_id, hostname) do update set
+        state = excluded.state,
+        pid = coalesce(excluded.pid, w.pid),
+        freq = coalesce(excluded.freq, w.freq),
+        active = coalesce(excluded.active, w.active),
+        processed = coalesce(excluded.processed, w.processed),
+        loadavg = coalesce(excluded.loadavg, w.loadavg),
+        sw_ident = coalesce(excluded.sw_ident, w.sw_ident),
+        sw_ver = coalesce(excluded.sw_ver, w.sw_ver),
+        sw_sys = coalesce(excluded.sw_sys, w.sw_sys),
+        started_at = coalesce(excluded.started_at, w.started_at),
+        last_event_at = excluded.last_event_at,
+        last_heartbeat_at = coalesce(excluded.last_heartbeat_at, w.last_heartbeat_at)
+    where w.last_event_at <= excluded.last_event_at;
+    insert into kanchi.worker_sample (broker_id, retention_days, sampled_at, hostname, active, processed, load_1m)
+    select kanchi.current_broker(), 7, now(), left(r.hostname, 255), r.active, r.processed, r.loadavg[1]
+    from jsonb_to_recordset(p_workers) as r (hostname text, active bigint, processed bigint, loadavg double precision[])
+    where p_keep_sample
+$$;
+
+create function kanchi.save_gaps(p_gaps jsonb) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    insert into kanchi.gap (broker_id, gap_id, from_at, to_at, cause, estimated_events)
+    select distinct on (r.id) kanchi.current_broker(), r.id, kanchi.micros(r.from_at), kanchi.micros(r.to_at),
+        left(r.cause, 64), r.estimated_events
+    from jsonb_to_recordset(p_gaps) as r (id uuid, from_at bigint, to_at bigint, cause text, estimated_events bigint)
+    order by r.id, r.to_at desc nulls last
+    on conflict (broker_id, gap_id) do update set
+        to_at = excluded.to_at, cause = excluded.cause, estimated_events = excluded.estimated_events
+$$;
+
+create function kanchi.save_dead_letters(p_letters jsonb) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer := kanchi.current_broker();
+begin
+    insert into kanchi.dead_letter (broker_id, arrived_at, reason, detail, sample)
+    select b, kanchi.micros(r.arrived), left(r.reason, 64), left(r.detail, 1024), substring(decode(r.sample, 'hex') for 4096)
+    from jsonb_to_recordset(p_letters) as r (arrived bigint, reason text, detail text, sample text);
+    -- The newest thousand of a broker are kept: a hostile stream must not fill the disk.
+    delete from kanchi.dead_letter
+    where broker_id = b and dead_letter_id <= (
+        select dead_letter_id from kanchi.dead_letter
+        where broker_id = b order by dead_letter_id desc offset 1000 limit 1);
+end $$;
+
+create function kanchi.save_statistics(p_statistics jsonb, p_class smallint) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    insert into kanchi.task_statistic as s (broker_id, retention_days, stored_at, minute, task_name, transition, count,
+        runtime_sum, runtime_max)
+    select kanchi.current_broker(), p_class, date_trunc('day', now() at time zone 'UTC') at time zone 'UTC',
+        kanchi.micros(r.minute), left(r.task_name, 255), left(r.transition, 64), sum(r.count), sum(coalesce(r.runtime_sum, 0)),
+        max(coalesce(r.runtime_max, 0))
+    from jsonb_to_recordset(p_statistics) as r (minute bigint, task_name text, transition text, count bigint,
+        runtime_sum double precision, runtime_max double precision)
+    group by 4, 5, 6
+    order by 4, 5, 6
+    on conflict (broker_id, minute, task_name, transition, retention_days, stored_at) do update set
+        count = s.count + excluded.count,
+        runtime_sum = s.runtime_sum + excluded.runtime_sum,
+        runtime_max = greatest(s.runtime_max, excluded.runtime_max)
+$$;
+
+-- First statement of a batch's transaction: claims the batch id and everything small. False: committed before.
+create function kanchi.commit_batch(p_batch uuid, p_epoch bigint, p_digests bytea, p_workers jsonb, p_statistics jsonb,
+    p_statistics_class smallint, p_dead_letters jsonb, p_gaps jsonb) returns boolean
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer := kanchi.current_broker();
+    e bigint;
+begin
+    -- The lock makes the next begin_epoch wait for this transaction, so that no write of an old epoch comes after it.
+    select epoch into e from kanchi.writer where broker_id = b for share;
+    if e is distinct from p_epoch then
+        raise exception 'epoch % of broker % is over, % is the current one', p_epoch, b, e using errcode = 'KN001';
+    end if;
+    insert into kanchi.batch (broker_id, batch_id, epoch, digests) values (b, p_batch, p_epoch, p_digests)
+    on conflict do nothing;
+    if not found then
+        return false;
+    end if;
+    if p_workers is not null then
+        perform kanchi.save_workers(p_workers, false);
+    end if;
+    if p_statistics is not null then
+        perform kanchi.save_statistics(p_statistics, p_statistics_class);
+    end if;
+    if p_dead_letters is not null then
+        perform kanchi.save_dead_letters(p_dead_letters);
+    end if;
+    if p_gaps is not null then
+        perform kanchi.save_gaps(p_gaps);
+    end if;
+    return true;
+end $$;
+
+-- Writes tasks that may be in the live table. Sorted, so that two writers cannot lock rows in different orders.
+create function kanchi.merge_tasks(p_task_id text[], p_facts bytea[], p_state text[], p_name text[], p_queue text[],
+    p_worker text[], p_due_at bigint[]) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    insert into kanchi.task_live as l (broker_id, task_id, facts, state, name, queue, worker, due_at)
+    select kanchi.current_broker(), r.task_id, r.facts, r.state, r.name, r.queue, r.worker,
+        -- Zero: final, the linger begins now.
+        case when r.due_at = 0 then now() else kanchi.micros(r.due_at) end
+    from unnest(p_task_id, p_facts, p_state, p_name, p_queue, p_worker, p_due_at)
+        as r (task_id, facts, state, name, queue, worker, due_at)
+    order by r.task_id
+    on conflict (broker_id, task_id) do update set
+        facts = excluded.facts, state = excluded.state, name = excluded.name, queue = excluded.queue,
+        worker = excluded.worker, due_at = coalesce(excluded.due_at, case when l.due_at = 'infinity' then l.due_at end)
+$$;
+
+create function kanchi.load_facts(p_task_id text[]) returns table (task_id text, facts bytea)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select l.task_id, l.facts from kanchi.task_live l
+    where l.broker_id = kanchi.current_broker() and l.task_id = any (p_task_id)
+$$;
+
+create function kanchi.was_committed(p_batch uuid) returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select exists (select from kanchi.batch where broker_id = kanchi.current_broker() and batch_id = p_batch)
+$$;
+
+create function kanchi.last_commit_at() returns timestamptz
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select max(committed_at) from kanchi.batch where broker_id = kanchi.current_broker()
+$$;
+
+-- The newest 2^18 digests: a broker has at most the prefetch (2^16) delivered and not acknowledged, and acknowledges
+-- are sent right after each commit, so anything that can be delivered again is among them, whatever its age.
+create function kanchi.recent_digests() returns setof bytea
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select digests from (
+        select digests, sum(length(digests)) over (order by committed_at desc, batch_id) - length(digests) as newer
+        from kanchi.batch where broker_id = kanchi.current_broker() and digests is not null
+    ) as b
+    where newer < 262144 * 16
+$$;
+
+-- Keeps the batches of the last ten minutes, the newest 64, and those whose digests can still be asked for (at most
+-- 35 days). Digests of other batches are not kept.
+create function kanchi.prune_batches() returns bigint
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    with ranked as (
+        select batch_id, committed_at, row_number() over newest as number,
+            coalesce(sum(length(digests)) over newest - coalesce(length(digests), 0), 0) as newer
+        from kanchi.batch where broker_id = kanchi.current_broker()
+        window newest as (order by committed_at desc, batch_id)
+    ), gone as (
+        delete from kanchi.batch b using ranked r
+        where b.broker_id = kanchi.current_broker() and b.batch_id = r.batch_id and r.number > 64
+            and ((b.digests is null and r.committed_at < now() - interval '10 minutes')
+                or r.newer >= 262144 * 16 or r.committed_at < now() - interval '35 days')
+        returning 1
+    )
+    select count(*) from gone
+$$;
+
+-- === Settling ===
+
+-- Ids of these tasks that have a row in history. Looking into every partition for every task would cost more than
+-- storing it, so the caller says how far back: two days for a task that looks newly born, for ever for one that does not.
+create function kanchi.archived(p_task_id text[], p_since timestamptz) returns setof text
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select t.task_id from kanchi.task t
+    where t.broker_id = kanchi.current_broker() and t.task_id = any (p_task_id) and t.stored_at >= p_since
+        and hashtextextended(t.task_id, 0) = any (array(select hashtextextended(i, 0) from unnest(p_task_id) as i))
+$$;
+
+-- Takes tasks that are due out of the live table, oldest first. Rows that a commit is writing are left for later: no
+-- waiting, no deadlock.
+create function kanchi.take_due(p_linger interval, p_limit integer)
+returns table (task_id text, facts bytea, queue text)
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    with due as (
+        select l.broker_id, l.task_id from kanchi.task_live l
+        where l.broker_id = kanchi.current_broker() and l.due_at <= now() - p_linger
+            and l.first_seen_at <= now() - p_linger
+        order by l.first_seen_at
+        limit least(p_limit, 10000)
+        for update skip locked
+    )
+    delete from kanchi.task_live l using due
+    where l.broker_id = due.broker_id and l.task_id = due.task_id
+    returning l.task_id, l.facts, l.queue
+$$;
+
+-- Tasks that are not final after the linger and were not looked for in history yet: a late event of an archived task
+-- looks like that. Few: most tasks are final by then.
+create function kanchi.unchecked(p_linger interval, p_limit integer) returns table (task_id text, facts bytea)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select l.task_id, l.facts from kanchi.task_live l
+    where l.broker_id = kanchi.current_broker() and l.due_at is null and l.first_seen_at <= now() - p_linger
+    order by l.first_seen_at
+    limit least(p_limit, 10000)
+$$;
+
+create function kanchi.mark_checked(p_task_id text[]) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    with checked as (
+        select l.broker_id, l.task_id from kanchi.task_live l
+        where l.broker_id = kanchi.current_broker() and l.task_id = any (p_task_id) and l.due_at is null
+        for update skip locked
+    )
+    update kanchi.task_live l set due_at = 'infinity' from checked
+    where l.broker_id = checked.broker_id and l.task_id = checked.task_id
+$$;
+
+-- Takes these tasks out of the live table, except those that a commit is writing.
+create function kanchi.take_live(p_task_id text[]) returns table (task_id text, facts bytea, queue text)
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    with picked as (
+        select l.broker_id, l.task_id from kanchi.task_live l
+        where l.broker_id = kanchi.current_broker() and l.task_id = any (p_task_id)
+        for update skip locked
+    )
+    delete from kanchi.task_live l using picked
+    where l.broker_id = picked.broker_id and l.task_id = picked.task_id
+    returning l.task_id, l.facts, l.queue
+$$;
+
+-- Takes the rows of these tasks out of history, to be written again together with what came late.
+create function kanchi.take_history(p_task_id text[], p_since timestamptz)
+returns table (task_id text, facts bytea, queue text, queue_inferred boolean)
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    delete from kanchi.task t
+    where t.broker_id = kanchi.current_broker() and t.task_id = any (p_task_id) and t.stored_at >= p_since
+        and hashtextextended(t.task_id, 0) = any (array(select hashtextextended(i, 0) from unnest(p_task_id) as i))
+    returning t.task_id, t.facts, t.queue, t.queue_inferred
+$$;
+
+-- === Reports ===
+
+-- Answers whether state or reason of the connection changed, so that the caller may notify.
+create function kanchi.beat(p_beat jsonb) returns boolean
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer := kanchi.current_broker();
+    was record;
+    r record;
+begin
+    select connection, reason into was from kanchi.heartbeat where broker_id = b;
+    select * into r from jsonb_to_record(p_beat) as r (instance text, version text, connection text, reason text,
+        message text, broker_version text, last_event_at bigint, lag_seconds double precision,
+        events_per_second double precision, workers_online bigint, messages_queued bigint, spool_bytes bigint,
+        event_queue text, config_error text);
+    insert into kanchi.heartbeat as h values (b, clock_timestamp(), left(r.instance, 255), left(r.version, 64),
+        left(r.connection, 64), left(r.reason, 64), left(r.message, 1024), left(r.broker_version, 255),
+        kanchi.micros(r.last_event_at), r.lag_seconds, r.events_per_second, r.workers_online, r.messages_queued,
+        r.spool_bytes, left(r.event_queue, 255), left(r.config_error, 1024),
+        case when r.connection = 'Connected' then clock_timestamp() end)
+    on conflict (broker_id) do update set beat_at = excluded.beat_at, instance = excluded.instance,
+        version = excluded.version, connection = excluded.connection, reason = excluded.reason,
+        message = excluded.message, broker_version = excluded.broker_version, last_event_at = excluded.last_event_at,
+        lag_seconds = excluded.lag_seconds, events_per_second = excluded.events_per_second,
+        workers_online = excluded.workers_online, messages_queued = excluded.messages_queued,
+        spool_bytes = excluded.spool_bytes, event_queue = coalesce(excluded.event_queue, h.event_queue),
+        config_error = excluded.config_error, connected_at = coalesce(excluded.connected_at, h.connected_at);
+    return was is null or was.connection is distinct from left(r.connection, 64)
+        or was.reason is distinct from left(r.reason, 64);
+end $$;
+
+create function kanchi.save_queues(p_at bigint, p_queues jsonb, p_keep_sample boolean) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    insert into kanchi.queue as q (broker_id, name, ready, unacked, consumers, sampled_at)
+    select distinct on (left(r.name, 255)) kanchi.current_broker(), left(r.name, 255), r.ready, r.unacked, r.consumers, kanchi.micros(p_at)
+    from jsonb_to_recordset(p_queues) as r (name text, ready bigint, unacked bigint, consumers bigint)
+    on conflict (broker_id, name) do update set
+        ready = excluded.ready, unacked = excluded.unacked, consumers = excluded.consumers,
+        sampled_at = excluded.sampled_at;
+    -- A queue that is sampled no more is gone after a quarter of an hour.
+    delete from kanchi.queue
+    where broker_id = kanchi.current_broker() and sampled_at < kanchi.micros(p_at) - interval '15 minutes';
+    insert into kanchi.queue_sample (broker_id, retention_days, sampled_at, queue_name, ready, unacked, consumers)
+    select kanchi.current_broker(), 7, kanchi.micros(p_at), left(r.name, 255), r.ready, r.unacked, r.consumers
+    from jsonb_to_recordset(p_queues) as r (name text, ready bigint, unacked bigint, consumers bigint)
+    where p_keep_sample
+$$;
+
+-- What the process before this one left: when it was last connected, and the queue it used.
+create function kanchi.previous() returns table (connected_at timestamptz, event_queue text)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select greatest(h.connected_at, kanchi.last_commit_at()), h.event_queue
+    from (select kanchi.current_broker() as broker_id) as b left join kanchi.heartbeat h using (broker_id)
+$$;
+
+-- === Reading: the login role's own broker, whatever is asked ===
+
+create view kanchi.own_event_chunk with (security_barrier) as
+    select * from kanchi.event_chunk where broker_id = kanchi.current_broker();
+create view kanchi.own_task_live with (security_barrier) as
+    select * from kanchi.task_live where broker_id = kanchi.current_broker();
+create view kanchi.own_task with (security_barrier) as
+    select * from kanchi.task where broker_id = kanchi.current_broker();
+create view kanchi.own_task_statistic with (security_barrier) as
+    select * from kanchi.task_statistic where broker_id = kanchi.current_broker();
+create view kanchi.own_queue_sample with (security_barrier) as
+    select * from kanchi.queue_sample where broker_id = kanchi.current_broker();
+create view kanchi.own_worker_sample with (security_barrier) as
+    select * from kanchi.worker_sample where broker_id = kanchi.current_broker();
+create view kanchi.own_worker with (security_barrier) as
+    select * from kanchi.worker where broker_id = kanchi.current_broker();
+create view kanchi.own_queue with (security_barrier) as
+    select * from kanchi.queue where broker_id = kanchi.current_broker();
+create view kanchi.own_gap with (security_barrier) as
+    select * from kanchi.gap where broker_id = kanchi.current_broker();
+create view kanchi.own_dead_letter with (security_barrier) as
+    select * from kanchi.dead_letter where broker_id = kanchi.current_broker();

@@ -1,0 +1,138 @@
+//! Database roles of monitors: one per broker, made and rotated here.
+
+use sqlx::{AssertSqlSafe, Executor, Row};
+
+use crate::admin::{BrokerKey, StoreAdmin};
+use crate::error::{During, Error, ErrorKind, Result};
+use crate::scram;
+use crate::url::StoreUrl;
+
+/// How monitors log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleMode {
+    /// Each broker has a role of its own: the Secret in a tenant's namespace opens that tenant's rows only.
+    Own,
+    /// The owner may not create roles: monitors share one, and so do tenants. Not built yet:
+    /// [`StoreAdmin::ensure_role`] then fails with [`ErrorKind::Forbidden`] and says what to grant.
+    Shared,
+}
+
+impl RoleMode {
+    /// Returns the name used in conditions and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "Own",
+            Self::Shared => "Shared",
+        }
+    }
+}
+
+/// One for batches, one for reports: a third session is a thief's or a leftover's.
+const CONNECTION_LIMIT: u32 = 2;
+
+impl BrokerKey {
+    /// Returns the name of the broker's role.
+    pub fn role(self) -> String {
+        format!("kanchi_m_{}", self.0)
+    }
+}
+
+impl StoreAdmin {
+    /// Makes the broker's role, or sets its password; sessions that are open stay open.
+    ///
+    /// The server gets a SCRAM verifier, so neither its log nor its statistics ever see the password. The password
+    /// must be ASCII without control characters.
+    pub async fn ensure_role(&self, key: BrokerKey, password: &str) -> Result<RoleMode> {
+        const OPERATION: &str = "ensure a role";
+        if password.len() < 16 || !password.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                OPERATION,
+                "a password needs 16 or more printable ASCII characters",
+            ));
+        }
+        let mut transaction = self.pool.begin().await.during(OPERATION)?;
+        let query = sqlx::query(
+            "select (select rolcreaterole or rolsuper from pg_roles where rolname = current_user),
+                kanchi.monitor_group(), exists (select from pg_roles where rolname = $1),
+                exists (select from pg_roles where rolname = kanchi.monitor_group())",
+        );
+        let row = query
+            .bind(key.role())
+            .fetch_one(&mut *transaction)
+            .await
+            .during(OPERATION)?;
+        let (may, group, exists): (bool, String, bool) = (row.get(0), row.get(1), row.get(2));
+        if !may {
+            let message = "the store's user may not create roles, and without roles tenants would share one: \
+                           run \"alter role <user> createrole\" as an administrator of Postgres";
+            return Err(Error::new(ErrorKind::Forbidden, OPERATION, message));
+        }
+        if !row.get::<bool, _>(3) {
+            // The right to create roles came after the migration, or the database was restored under a new number.
+            transaction
+                .execute("select kanchi.grant_rights()")
+                .await
+                .during(OPERATION)?;
+        }
+        let verb = if exists { "alter" } else { "create" };
+        let role = key.role();
+        let verifier = scram::verifier(password, rand::random());
+        let statement = format!(
+            "{verb} role {role} login inherit connection limit {CONNECTION_LIMIT} password '{verifier}';
+             grant \"{group}\" to {role}"
+        );
+        transaction.execute(AssertSqlSafe(statement)).await.during(OPERATION)?;
+        transaction.commit().await.during(OPERATION)?;
+        Ok(RoleMode::Own)
+    }
+
+    /// Returns the URL that a broker's monitor uses.
+    pub fn monitor_url(&self, key: BrokerKey, mode: RoleMode, password: &str) -> Result<StoreUrl> {
+        match mode {
+            RoleMode::Own => self.url.for_role(&key.role(), password),
+            RoleMode::Shared => Err(Error::new(
+                ErrorKind::Invalid,
+                "write a store URL",
+                "shared roles are not built yet",
+            )),
+        }
+    }
+
+    /// Takes the right to log in, and ends the sessions where the server lets us.
+    pub(super) async fn lock_role(&self, key: BrokerKey) -> Result<()> {
+        const OPERATION: &str = "lock a role";
+        if !self.role_exists(key).await? {
+            return Ok(());
+        }
+        let role = key.role();
+        self.pool
+            .execute(AssertSqlSafe(format!("alter role {role} nologin")))
+            .await
+            .during(OPERATION)?;
+        // Ending sessions needs membership; a role without login whose last session lingers can do no lasting harm.
+        let statement = format!(
+            "grant {role} to current_user; select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'"
+        );
+        if let Err(error) = self.pool.execute(AssertSqlSafe(statement)).await {
+            tracing::warn!(%error, role, "sessions of a retired broker were not ended");
+        }
+        Ok(())
+    }
+
+    pub(super) async fn drop_role(&self, key: BrokerKey) -> Result<()> {
+        if self.role_exists(key).await? {
+            let statement = format!("drop role {}", key.role());
+            self.pool
+                .execute(AssertSqlSafe(statement))
+                .await
+                .during("drop a role")?;
+        }
+        Ok(())
+    }
+
+    async fn role_exists(&self, key: BrokerKey) -> Result<bool> {
+        let query = sqlx::query("select exists (select from pg_roles where rolname = $1)").bind(key.role());
+        Ok(query.fetch_one(&self.pool).await.during("look up a role")?.get(0))
+    }
+}

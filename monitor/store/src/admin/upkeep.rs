@@ -1,0 +1,136 @@
+//! Partitions ahead, partitions over, bounded tables.
+
+use kanchi_domain::UnixMicros;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+
+use crate::admin::{APPLICATION, StoreAdmin};
+use crate::connection;
+use crate::error::{During, ErrorKind, Result};
+use crate::migration;
+
+const OPERATION: &str = "do the upkeep";
+
+/// Days that partitions are made ahead: an operator may be away for so long before rows fall into the default ones.
+const AHEAD_DAYS: i32 = 3;
+
+/// What [`StoreAdmin::upkeep`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Partitions created ahead.
+    pub created: u64,
+    /// Partitions dropped because their retention was over.
+    pub dropped: u64,
+    /// Rows deleted from tables that are bounded by deleting.
+    pub pruned: u64,
+    /// Partitions that could not be created or dropped now because something held them; the next upkeep tries again.
+    pub postponed: u64,
+}
+
+impl StoreAdmin {
+    /// Creates partitions ahead, drops those whose retention is over, prunes bounded tables. Call every 10 minutes.
+    ///
+    /// Migration and upkeep exclude each other; a second upkeep waits for the first.
+    pub async fn upkeep(&self, now: UnixMicros) -> Result<Upkeep> {
+        let mut guard = connection::open(&self.url, APPLICATION).await?;
+        let mut worker = connection::open(&self.url, APPLICATION).await?;
+        let result = guarded(&mut guard, &mut worker, now).await;
+        connection::close(worker).await;
+        connection::close(guard).await;
+        result
+    }
+}
+
+/// One connection holds the lock, the other works in short transactions of its own, so that the locks on partitions
+/// are held for a moment each.
+async fn guarded(guard: &mut PgConnection, worker: &mut PgConnection, now: UnixMicros) -> Result<Upkeep> {
+    // Idle in the transaction that holds the lock while the other connection works.
+    guard
+        .execute("set idle_in_transaction_session_timeout = 0")
+        .await
+        .during(OPERATION)?;
+    let mut lock = guard.begin().await.during(OPERATION)?;
+    migration::lock(&mut lock).await?;
+    // Writers wait behind a waiting lock: give up soon and try again next time.
+    worker
+        .execute("set lock_timeout = '2s'; set statement_timeout = '5min'")
+        .await
+        .during(OPERATION)?;
+    let mut done = Upkeep::default();
+    create_partitions(worker, now, &mut done).await?;
+    drop_partitions(worker, now, &mut done).await?;
+    done.pruned = prune(worker).await?;
+    lock.commit().await.during(OPERATION)?;
+    Ok(done)
+}
+
+async fn create_partitions(connection: &mut PgConnection, now: UnixMicros, done: &mut Upkeep) -> Result<()> {
+    let missing = sqlx::query(
+        "select parent, leaf, from_at::text, to_at::text from kanchi.missing_partitions(kanchi.micros($1), $2)",
+    )
+    .bind(now.0)
+    .bind(AHEAD_DAYS)
+    .fetch_all(&mut *connection)
+    .await
+    .during(OPERATION)?;
+    for row in missing {
+        let created = sqlx::query("select kanchi.create_partition($1, $2, $3::timestamptz, $4::timestamptz)")
+            .bind(row.get::<&str, _>(0))
+            .bind(row.get::<&str, _>(1))
+            .bind(row.get::<&str, _>(2))
+            .bind(row.get::<&str, _>(3))
+            .execute(&mut *connection)
+            .await
+            .during(OPERATION);
+        count(created.map(drop), &mut done.created, &mut done.postponed)?;
+    }
+    Ok(())
+}
+
+async fn drop_partitions(connection: &mut PgConnection, now: UnixMicros, done: &mut Upkeep) -> Result<()> {
+    let expired = sqlx::query("select leaf from kanchi.expired_partitions(kanchi.micros($1))")
+        .bind(now.0)
+        .fetch_all(&mut *connection)
+        .await
+        .during(OPERATION)?;
+    for row in expired {
+        // The name comes from the catalog and matched a strict pattern there.
+        let statement = format!("drop table kanchi.\"{}\"", row.get::<&str, _>(0));
+        let dropped = connection.execute(AssertSqlSafe(statement)).await.during(OPERATION);
+        count(dropped.map(drop), &mut done.dropped, &mut done.postponed)?;
+    }
+    Ok(())
+}
+
+fn count(result: Result<()>, done: &mut u64, postponed: &mut u64) -> Result<()> {
+    match result {
+        Ok(()) => *done += 1,
+        Err(error) if error.kind() == ErrorKind::Timeout => {
+            tracing::info!(%error, "a partition is in use; the next upkeep tries again");
+            *postponed += 1;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+async fn prune(connection: &mut PgConnection) -> Result<u64> {
+    let mut pruned = 0;
+    for statement in PRUNE {
+        pruned += connection.execute(statement).await.during(OPERATION)?.rows_affected();
+    }
+    Ok(pruned)
+}
+
+/// Bounded by deleting: few rows each. The batches of running monitors are pruned by these themselves.
+const PRUNE: [&str; 5] = [
+    "delete from kanchi.batch where committed_at < now() - interval '35 days'
+        and broker_id in (select broker_id from kanchi.broker where retired_at is not null)",
+    "delete from kanchi.dead_letter where noted_at < now() - interval '30 days'",
+    "delete from kanchi.gap where noted_at < now() - interval '365 days' and to_at is not null",
+    "delete from kanchi.worker where last_event_at < now() - interval '30 days'",
+    // A hostile stream could invent host names: the ten thousand heard last are kept.
+    "delete from kanchi.worker w using (
+        select broker_id, hostname, row_number() over (partition by broker_id order by last_event_at desc) as number
+        from kanchi.worker) as ranked
+     where ranked.number > 10000 and w.broker_id = ranked.broker_id and w.hostname = ranked.hostname",
+];

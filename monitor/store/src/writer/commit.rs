@@ -1,0 +1,193 @@
+//! One transaction per batch.
+
+use sqlx::{Executor, PgConnection, Row};
+
+use crate::error::{During, Error, ErrorKind, Result};
+use crate::model::{Batch, EventChunk, LiveTask};
+use crate::retention::RetentionPolicy;
+use crate::writer::copy::{CopyRows, clamped};
+use crate::writer::{history, json};
+
+pub(super) const OPERATION: &str = "commit a batch";
+
+/// A task whose whole life lies within this long before the newest event of its batch is newly born.
+const NEWLY_BORN_MICROS: i64 = 3_600_000_000;
+
+/// Stores the batch. On an error the transaction is left open; the caller rolls back or drops the connection.
+pub(super) async fn run(connection: &mut PgConnection, batch: &Batch, retention: RetentionPolicy) -> Result<()> {
+    let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) = batch.tasks.iter().partition(|task| !task.maybe_stored);
+    let first = attempt(connection, batch, retention, &new, &maybe_stored).await;
+    match first {
+        // Somebody's promise that a task is new was not kept. The slow way is right in any case.
+        Err(error) if error.kind() == ErrorKind::Data && !new.is_empty() => {
+            tracing::debug!(%error, "storing a batch again without the fast path");
+            connection.execute("rollback").await.during(OPERATION)?;
+            let all: Vec<&LiveTask> = batch.tasks.iter().collect();
+            attempt(connection, batch, retention, &[], &all).await
+        }
+        result => result,
+    }
+}
+
+async fn attempt(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    retention: RetentionPolicy,
+    new: &[&LiveTask],
+    maybe_stored: &[&LiveTask],
+) -> Result<()> {
+    connection.execute("begin").await.during(OPERATION)?;
+    if !claim(connection, batch, retention).await? {
+        connection.execute("rollback").await.during(OPERATION)?;
+        return Ok(());
+    }
+    copy_chunks(connection, &batch.chunks, retention).await?;
+    let (ended, live) = split_ended(connection, new).await?;
+    copy_ended(connection, &ended, retention).await?;
+    copy_live(connection, &live).await?;
+    merge(connection, maybe_stored).await?;
+    connection.execute("commit").await.during(OPERATION)?;
+    Ok(())
+}
+
+/// Claims batch id and epoch, and writes everything small. False: this batch was committed before.
+async fn claim(connection: &mut PgConnection, batch: &Batch, retention: RetentionPolicy) -> Result<bool> {
+    let digests: Option<Vec<u8>> =
+        (!batch.digests.is_empty()).then(|| batch.digests.iter().flat_map(|digest| digest.to_be_bytes()).collect());
+    let row = sqlx::query("select kanchi.commit_batch($1, $2, $3, $4, $5, $6, $7, $8)")
+        .bind(batch.id)
+        .bind(batch.epoch.0)
+        .bind(digests)
+        .bind(json::workers(&batch.workers))
+        .bind(json::statistics(&batch.statistics))
+        .bind(i16::try_from(retention.statistics.days()).unwrap_or(i16::MAX))
+        .bind(json::dead_letters(&batch.dead_letters))
+        .bind(json::gaps(&batch.gaps))
+        .fetch_one(connection)
+        .await
+        .during(OPERATION)?;
+    Ok(row.get(0))
+}
+
+/// Reads the 16-byte digests that [`claim`] wrote.
+pub(super) fn digests(bytes: &[u8]) -> impl Iterator<Item = u128> + use<'_> {
+    bytes
+        .chunks_exact(16)
+        .filter_map(|chunk| Some(u128::from_be_bytes(chunk.try_into().ok()?)))
+}
+
+async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], retention: RetentionPolicy) -> Result<()> {
+    let bytes = chunks.iter().map(|chunk| chunk.events.len() + 96).sum();
+    let class = i16::try_from(retention.events.days()).unwrap_or(i16::MAX);
+    let mut rows = CopyRows::new(5, bytes);
+    for chunk in chunks {
+        rows.row()
+            .int2(class)
+            .maybe_text(chunk.task_id.as_deref())
+            .time(chunk.first_at)
+            .int2(i16::try_from(chunk.count).unwrap_or(i16::MAX))
+            .bytes(&chunk.events);
+    }
+    const INTO: &str = "copy kanchi.event_chunk (retention_days, task_id, first_at, event_count, events)
+        from stdin (format binary)";
+    copy(connection, INTO, rows).await
+}
+
+/// Tasks that began and ended within the batch go to history at once: the live table would only be passed through.
+/// Not those that do not look newly born (a late event of an old task), nor those found in recent history (the id ran
+/// before): these take the way through the live table, and are merged when they settle.
+async fn split_ended<'a>(
+    connection: &mut PgConnection,
+    new: &[&'a LiveTask],
+) -> Result<(Vec<&'a LiveTask>, Vec<&'a LiveTask>)> {
+    let newest = new.iter().filter_map(|task| task.row.last_event_at).max();
+    let newly_born = |task: &LiveTask| {
+        let first = task.row.first_event_at.zip(newest);
+        history::has_a_beginning(&task.row)
+            && first.is_some_and(|(first, newest)| first.0 >= newest.0 - NEWLY_BORN_MICROS)
+    };
+    let (mut ended, mut live): (Vec<&LiveTask>, Vec<&LiveTask>) = new
+        .iter()
+        .copied()
+        .partition(|task| task.row.is_final() && newly_born(task));
+    if !ended.is_empty() {
+        let ids: Vec<&str> = ended.iter().map(|task| task.task_id.as_str()).collect();
+        let known = history::archived(connection, &ids, OPERATION).await?;
+        if !known.is_empty() {
+            let (again, really) = ended.into_iter().partition(|task| known.contains(&task.task_id));
+            ended = really;
+            live.extend::<Vec<&LiveTask>>(again);
+        }
+    }
+    Ok((ended, live))
+}
+
+async fn copy_ended(connection: &mut PgConnection, tasks: &[&LiveTask], retention: RetentionPolicy) -> Result<()> {
+    let mut rows = history::rows(tasks.iter().map(|task| task.facts.len() + 400).sum());
+    for task in tasks {
+        history::push(&mut rows, &task.task_id, &task.facts, &task.row, retention);
+    }
+    copy(connection, history::COPY, rows).await
+}
+
+async fn copy_live(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
+    let mut rows = CopyRows::new(7, tasks.iter().map(|task| task.facts.len() + 200).sum());
+    for task in tasks {
+        let row = &task.row;
+        rows.row()
+            .text(&task.task_id)
+            .bytes(&task.facts)
+            .text(row.state.as_str())
+            .maybe_text(row.name.as_deref())
+            .maybe_text(row.queue.as_deref())
+            .maybe_text(row.worker.as_deref())
+            .maybe_time(history::due_at(row));
+    }
+    const INTO: &str = "copy kanchi.task_live (task_id, facts, state, name, queue, worker, due_at)
+        from stdin (format binary)";
+    copy(connection, INTO, rows).await
+}
+
+/// Writes tasks that may have a live row: arrays, because a staging table costs more and must be emptied.
+pub(super) async fn merge(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    let column =
+        |get: fn(&LiveTask) -> Option<&str>| -> Vec<Option<&str>> { tasks.iter().map(|task| get(task)).collect() };
+    let due: Vec<Option<i64>> = tasks
+        .iter()
+        .map(|task| history::due_at(&task.row).map(clamped))
+        .collect();
+    sqlx::query("select kanchi.merge_tasks($1, $2, $3, $4, $5, $6, $7)")
+        .bind(tasks.iter().map(|task| task.task_id.as_str()).collect::<Vec<_>>())
+        .bind(tasks.iter().map(|task| task.facts.as_slice()).collect::<Vec<_>>())
+        .bind(column(|task| Some(task.row.state.as_str())))
+        .bind(column(|task| task.row.name.as_deref()))
+        .bind(column(|task| task.row.queue.as_deref()))
+        .bind(column(|task| task.row.worker.as_deref()))
+        .bind(due)
+        .execute(connection)
+        .await
+        .during(OPERATION)?;
+    Ok(())
+}
+
+/// Sends rows; nothing is sent when there are none.
+pub(super) async fn copy(connection: &mut PgConnection, into: &'static str, rows: CopyRows) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let bytes = rows.finish();
+    if bytes.len() > 512 * 1024 * 1024 {
+        return Err(Error::new(
+            ErrorKind::Data,
+            OPERATION,
+            "more than 512 MiB for one table",
+        ));
+    }
+    let mut copy = connection.copy_in_raw(into).await.during(OPERATION)?;
+    copy.send(bytes).await.during(OPERATION)?;
+    copy.finish().await.during(OPERATION)?;
+    Ok(())
+}

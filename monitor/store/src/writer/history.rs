@@ -1,0 +1,82 @@
+//! Rows of history, and what decides when a task goes there.
+
+use std::collections::HashSet;
+
+use kanchi_domain::{OutcomeClass, TaskRow, UnixMicros};
+use sqlx::{PgConnection, Row};
+
+use crate::error::{During, Result};
+use crate::retention::RetentionPolicy;
+use crate::writer::copy::{CopyRows, head};
+
+/// Bytes kept of each payload beside the facts, for lists and search.
+const PAYLOAD_HEAD: usize = 1024;
+
+const COLUMNS: i16 = 23;
+
+pub(super) const COPY: &str = "copy kanchi.task (retention_days, task_id, state, mark, name, queue, queue_inferred,
+    worker, retries, root_id, parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args,
+    kwargs, result, exception, facts) from stdin (format binary)";
+
+pub(super) fn rows(expected_bytes: usize) -> CopyRows {
+    CopyRows::new(COLUMNS, expected_bytes)
+}
+
+/// Adds one row, in the order of [`COPY`].
+pub(super) fn push(rows: &mut CopyRows, task_id: &str, facts: &[u8], row: &TaskRow, retention: RetentionPolicy) {
+    let class = match row.outcome() {
+        Some(OutcomeClass::Succeeded) => retention.succeeded,
+        Some(OutcomeClass::Failed) | None => retention.failed,
+    };
+    let payload = |text: &'_ Option<Box<str>>| text.as_deref().map(|text| head(text, PAYLOAD_HEAD).to_owned());
+    rows.row()
+        .int2(i16::try_from(class.days()).unwrap_or(i16::MAX))
+        .text(task_id)
+        .text(row.state.as_str())
+        .maybe_text(row.mark.map(kanchi_domain::TaskMark::as_str))
+        .maybe_text(row.name.as_deref())
+        .maybe_text(row.queue.as_deref())
+        .bool(row.queue_inferred)
+        .maybe_text(row.worker.as_deref())
+        .int4(i32::try_from(row.retries).unwrap_or(i32::MAX))
+        .maybe_text(row.root_id.as_ref().map(kanchi_domain::TaskId::as_str))
+        .maybe_text(row.parent_id.as_ref().map(kanchi_domain::TaskId::as_str))
+        .maybe_time(row.sent_at)
+        .maybe_time(row.received_at)
+        .maybe_time(row.started_at)
+        .maybe_time(row.finished_at)
+        .maybe_time(row.eta)
+        .maybe_time(row.expires)
+        .maybe_float8(row.runtime)
+        .maybe_text(payload(&row.args).as_deref())
+        .maybe_text(payload(&row.kwargs).as_deref())
+        .maybe_text(payload(&row.result).as_deref())
+        .maybe_text(payload(&row.exception).as_deref())
+        .bytes(facts);
+}
+
+/// When a live row may settle, before any linger: zero when it is final, its deadline when it has one. Never a worker's
+/// clock: one that is ahead by years would keep the row live for so long.
+pub(super) fn due_at(row: &TaskRow) -> Option<UnixMicros> {
+    if row.is_final() {
+        Some(UnixMicros(0))
+    } else {
+        row.deadline()
+    }
+}
+
+/// Whether the beginning of the task's life was seen; a late event of an archived task has none.
+pub(super) fn has_a_beginning(row: &TaskRow) -> bool {
+    row.run == 0 && (row.sent_at.is_some() || row.received_at.is_some())
+}
+
+/// Returns those of these ids that recent history (two days) knows.
+pub(super) async fn archived(
+    connection: &mut PgConnection,
+    ids: &[&str],
+    operation: &'static str,
+) -> Result<HashSet<String>> {
+    let query = sqlx::query("select kanchi.archived($1, now() - interval '2 days')").bind(ids);
+    let rows = query.fetch_all(connection).await.during(operation)?;
+    Ok(rows.into_iter().map(|row| row.get(0)).collect())
+}

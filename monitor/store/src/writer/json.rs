@@ -1,0 +1,123 @@
+//! The small things of a batch as JSON: few rows, so that readable beats fast. `None` when there are none.
+
+use kanchi_domain::UnixMicros;
+use serde_json::{Value, json};
+
+use crate::model::{DeadLetter, GapRow, Heartbeat, MinuteStat, QueueRow, WorkerRow};
+use crate::writer::copy::{clamped, head};
+
+/// Newest dead letters of one batch that are worth sending: the store keeps a thousand in all.
+const DEAD_LETTERS: usize = 1000;
+
+fn time(value: Option<UnixMicros>) -> Option<i64> {
+    value.map(clamped)
+}
+
+fn count(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn array(items: Vec<Value>) -> Option<Value> {
+    (!items.is_empty()).then_some(Value::Array(items))
+}
+
+pub(super) fn workers(workers: &[WorkerRow]) -> Option<Value> {
+    let one = |worker: &WorkerRow| {
+        json!({
+            "hostname": worker.hostname,
+            "state": worker.state,
+            "pid": worker.pid,
+            "freq": worker.freq,
+            "active": worker.active,
+            "processed": worker.processed,
+            "loadavg": worker.loadavg,
+            "sw_ident": worker.sw_ident,
+            "sw_ver": worker.sw_ver,
+            "sw_sys": worker.sw_sys,
+            "started_at": time(worker.started_at),
+            "last_event_at": clamped(worker.last_event_at),
+            "last_heartbeat_at": time(worker.last_heartbeat_at),
+        })
+    };
+    array(workers.iter().map(one).collect())
+}
+
+pub(super) fn statistics(statistics: &[MinuteStat]) -> Option<Value> {
+    let one = |stat: &MinuteStat| {
+        json!({
+            "minute": clamped(stat.minute),
+            "task_name": stat.task_name,
+            "transition": stat.transition,
+            "count": stat.count,
+            "runtime_sum": stat.runtime_sum,
+            "runtime_max": stat.runtime_max,
+        })
+    };
+    array(statistics.iter().map(one).collect())
+}
+
+pub(super) fn dead_letters(letters: &[DeadLetter]) -> Option<Value> {
+    let one = |letter: &DeadLetter| {
+        json!({
+            "arrived": clamped(letter.arrived),
+            "reason": letter.reason,
+            // jsonb takes no NUL, and this text may quote the hostile bytes.
+            "detail": head(&letter.detail, 1024).replace('\0', "\u{fffd}"),
+            "sample": hex(letter.sample.get(..4096).unwrap_or(&letter.sample)),
+        })
+    };
+    let skip = letters.len().saturating_sub(DEAD_LETTERS);
+    array(letters.iter().skip(skip).map(one).collect())
+}
+
+pub(super) fn gaps(gaps: &[GapRow]) -> Option<Value> {
+    let one = |gap: &GapRow| {
+        json!({
+            "id": gap.id,
+            "from_at": clamped(gap.from),
+            "to_at": time(gap.to),
+            "cause": gap.cause,
+            "estimated_events": gap.estimated_events.map(count),
+        })
+    };
+    array(gaps.iter().map(one).collect())
+}
+
+pub(super) fn queues(queues: &[QueueRow]) -> Option<Value> {
+    let one = |queue: &QueueRow| {
+        json!({
+            "name": queue.name,
+            "ready": count(queue.ready),
+            "unacked": queue.unacked.map(count),
+            "consumers": queue.consumers.map(count),
+        })
+    };
+    array(queues.iter().map(one).collect())
+}
+
+pub(super) fn heartbeat(beat: &Heartbeat) -> Value {
+    json!({
+        "instance": beat.instance,
+        "version": beat.version,
+        "connection": beat.connection,
+        "reason": beat.reason,
+        "message": beat.message.as_deref().map(|message| head(message, 1024).replace('\0', "\u{fffd}")),
+        "broker_version": beat.broker_version,
+        "last_event_at": time(beat.last_event_at),
+        "lag_seconds": beat.lag_seconds,
+        "events_per_second": beat.events_per_second,
+        "workers_online": beat.workers_online.map(count),
+        "messages_queued": beat.messages_queued.map(count),
+        "spool_bytes": beat.spool_bytes.map(count),
+        "event_queue": beat.event_queue,
+        "config_error": beat.config_error.as_deref().map(|error| head(error, 1024).replace('\0', "\u{fffd}")),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
+}

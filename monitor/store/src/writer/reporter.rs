@@ -1,0 +1,420 @@
+//! The monitor's second connection: reports, samples, and settling.
+
+use std::time::{Duration, Instant};
+
+use kanchi_domain::{TaskFacts, UnixMicros};
+use sqlx::{Executor, PgConnection, Row};
+use uuid::Uuid;
+
+use crate::connection::{Link, within};
+use crate::error::{During, Result};
+use crate::model::{GapRow, Heartbeat, LiveTask, QueueRow, WorkerRow};
+use crate::retention::RetentionPolicy;
+use crate::url::StoreUrl;
+use crate::writer::{commit, history, json};
+
+/// Tasks that one call of [`StoreReporter::settle`] moves at most: some 10 MB, some tens of milliseconds.
+const SETTLE_AT_ONCE: usize = 2_000;
+/// One sample of each queue is kept in this time; the newest is always known.
+const SAMPLE_EVERY: Duration = Duration::from_secs(60);
+/// Changes of the connection's state are told at most this often; the operator polls as well.
+const NOTIFY_EVERY: Duration = Duration::from_secs(1);
+/// Batches are pruned this often.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// What [`StoreReporter::settle`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Final tasks that moved from live to history.
+    pub moved: u64,
+    /// Of these, tasks that had a row in history already and were merged with it.
+    pub merged: u64,
+    /// Whether there may be more to move right now: call again.
+    pub more: bool,
+}
+
+/// What the process before this one left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Previous {
+    /// The newest heartbeat that said `Connected`, or the newest commit if that is later: where a restart's gap begins.
+    /// `None`: the very first start.
+    pub last_connected_at: Option<UnixMicros>,
+    /// RabbitMQ: the event queue it used.
+    pub event_queue: Option<String>,
+}
+
+/// Everything of a monitor that must not wait behind a batch: its own connection.
+#[derive(Debug)]
+pub struct StoreReporter {
+    link: Link,
+    retention: RetentionPolicy,
+    sampled: Option<Instant>,
+    sampled_workers: Option<Instant>,
+    notified: Option<Instant>,
+    pruned: Option<Instant>,
+    owes_hint: bool,
+}
+
+impl StoreReporter {
+    /// Connects and checks the schema's version. `retention` says which classes settled tasks go to.
+    pub async fn connect(url: &StoreUrl, retention: RetentionPolicy) -> Result<Self> {
+        let link = Link::connect(url, "kanchi-monitor-reports").await?;
+        Ok(Self {
+            link,
+            retention,
+            sampled: None,
+            sampled_workers: None,
+            notified: None,
+            pruned: None,
+            owes_hint: false,
+        })
+    }
+
+    /// Uses another URL (rotated password) or other classes from the next call on.
+    pub fn reconfigure(&mut self, url: &StoreUrl, retention: RetentionPolicy) {
+        self.link.set_url(url);
+        self.retention = retention;
+    }
+
+    /// Stores the heartbeat; when the connection's state or reason changed, the operator is notified (at most once a
+    /// second; a hint held back is sent with a later heartbeat).
+    pub async fn heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<()> {
+        const OPERATION: &str = "write the heartbeat";
+        let mut connection = self.link.take().await?;
+        let query = sqlx::query("select kanchi.beat($1)").bind(json::heartbeat(heartbeat));
+        let call = async {
+            Ok(query
+                .fetch_one(&mut connection)
+                .await
+                .during(OPERATION)?
+                .get::<bool, _>(0))
+        };
+        let mut result = within(OPERATION, call).await;
+        if let Ok(changed) = result {
+            self.owes_hint |= changed;
+            if self.owes_hint && self.notified.is_none_or(|at| at.elapsed() >= NOTIFY_EVERY) {
+                // Outside any data transaction: NOTIFY takes a lock that ends group commit.
+                let call = async {
+                    connection
+                        .execute("select pg_notify('kanchi_status', '')")
+                        .await
+                        .during(OPERATION)
+                };
+                result = within(OPERATION, call).await.map(|_| changed);
+                self.owes_hint = result.is_err();
+                self.notified = Some(Instant::now());
+            }
+        }
+        self.link.put(connection, &result);
+        result.map(drop)
+    }
+
+    /// Opens a gap, or changes it when its id is known.
+    pub async fn save_gap(&mut self, gap: &GapRow) -> Result<()> {
+        self.send(
+            "save a gap",
+            sqlx::query("select kanchi.save_gaps($1)").bind(json::gaps(std::slice::from_ref(gap))),
+        )
+        .await
+    }
+
+    /// Returns the gaps that are still open, at most 1,000.
+    pub async fn open_gaps(&mut self) -> Result<Vec<GapRow>> {
+        const OPERATION: &str = "load open gaps";
+        let mut connection = self.link.take().await?;
+        let query = sqlx::query(
+            "select gap_id, (extract(epoch from from_at) * 1000000)::bigint, cause, estimated_events
+             from kanchi.own_gap where to_at is null order by from_at limit 1000",
+        );
+        let call = async { query.fetch_all(&mut connection).await.during(OPERATION) };
+        let result = within(OPERATION, call).await;
+        self.link.put(connection, &result);
+        let gap = |row: &sqlx::postgres::PgRow| GapRow {
+            id: row.get::<Uuid, _>(0),
+            from: UnixMicros(row.get(1)),
+            to: None,
+            cause: row.get(2),
+            estimated_events: row
+                .get::<Option<i64>, _>(3)
+                .and_then(|events| u64::try_from(events).ok()),
+        };
+        Ok(result?.iter().map(gap).collect())
+    }
+
+    /// Stores one sample of each queue; queues that are sampled no more are forgotten after a quarter of an hour.
+    pub async fn save_queues(&mut self, at: UnixMicros, queues: &[QueueRow]) -> Result<()> {
+        let Some(rows) = json::queues(queues) else {
+            return Ok(());
+        };
+        let keep = self.sampled.is_none_or(|sampled| sampled.elapsed() >= SAMPLE_EVERY);
+        let query = sqlx::query("select kanchi.save_queues(kanchi.micros($1), $2, $3)")
+            .bind(at.0)
+            .bind(rows)
+            .bind(keep);
+        self.send("save queue samples", query).await?;
+        if keep {
+            self.sampled = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Stores workers, and once a minute a sample of each.
+    pub async fn save_workers(&mut self, workers: &[WorkerRow]) -> Result<()> {
+        let Some(rows) = json::workers(workers) else {
+            return Ok(());
+        };
+        let keep = self
+            .sampled_workers
+            .is_none_or(|sampled| sampled.elapsed() >= SAMPLE_EVERY);
+        self.send(
+            "save workers",
+            sqlx::query("select kanchi.save_workers($1, $2)").bind(rows).bind(keep),
+        )
+        .await?;
+        if keep {
+            self.sampled_workers = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Returns the workers known, at most 10,000, last heard first.
+    pub async fn load_workers(&mut self) -> Result<Vec<WorkerRow>> {
+        const OPERATION: &str = "load workers";
+        let mut connection = self.link.take().await?;
+        let query = sqlx::query(include_str!("../sql/own_workers.sql"));
+        let call = async { query.fetch_all(&mut connection).await.during(OPERATION) };
+        let result = within(OPERATION, call).await;
+        self.link.put(connection, &result);
+        Ok(result?.iter().map(worker).collect())
+    }
+
+    /// Returns when the newest batch was committed, by the server's clock: where a restart's gap begins.
+    pub async fn last_commit_at(&mut self) -> Result<Option<UnixMicros>> {
+        const OPERATION: &str = "look up the last commit";
+        let mut connection = self.link.take().await?;
+        let query = sqlx::query("select (extract(epoch from kanchi.last_commit_at()) * 1000000)::bigint");
+        let call = async {
+            Ok(query
+                .fetch_one(&mut connection)
+                .await
+                .during(OPERATION)?
+                .get::<Option<i64>, _>(0))
+        };
+        let result = within(OPERATION, call).await;
+        self.link.put(connection, &result);
+        Ok(result?.map(UnixMicros))
+    }
+
+    /// Returns what the process before this one left.
+    pub async fn previous(&mut self) -> Result<Previous> {
+        const OPERATION: &str = "look up the last process";
+        let mut connection = self.link.take().await?;
+        let query = sqlx::query(
+            "select (extract(epoch from connected_at) * 1000000)::bigint, event_queue from kanchi.previous()",
+        );
+        let call = async {
+            let row = query.fetch_one(&mut connection).await.during(OPERATION)?;
+            let last_connected_at = row.get::<Option<i64>, _>(0).map(UnixMicros);
+            Ok(Previous {
+                last_connected_at,
+                event_queue: row.get(1),
+            })
+        };
+        let result = within(OPERATION, call).await;
+        self.link.put(connection, &result);
+        result
+    }
+
+    /// Moves up to 2,000 final tasks, written `linger_seconds` ago or earlier, from live to history. `now` decides
+    /// whether a task past its `expires` is EXPIRED.
+    ///
+    /// A task whose id is in history already ends in one row there, with the facts of both.
+    pub async fn settle(&mut self, now: UnixMicros, linger_seconds: u32) -> Result<Settled> {
+        const OPERATION: &str = "settle final tasks";
+        let mut connection = self.link.take().await?;
+        let prune = self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY);
+        let call = async {
+            let settled = settle(&mut connection, now, linger_seconds, self.retention).await?;
+            if prune && !settled.more {
+                connection
+                    .execute("select kanchi.prune_batches()")
+                    .await
+                    .during(OPERATION)?;
+            }
+            Ok(settled)
+        };
+        let mut result = within(OPERATION, call).await;
+        if let Err(error) = result {
+            result = Err(super::rolled_back(&mut connection, error).await);
+        } else if prune {
+            self.pruned = Some(Instant::now());
+        }
+        self.link.put(connection, &result);
+        result
+    }
+
+    async fn send(
+        &mut self,
+        operation: &'static str,
+        query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    ) -> Result<()> {
+        let mut connection = self.link.take().await?;
+        let call = async { query.execute(&mut connection).await.map(drop).during(operation) };
+        let result = within(operation, call).await;
+        self.link.put(connection, &result);
+        result
+    }
+}
+
+fn worker(row: &sqlx::postgres::PgRow) -> WorkerRow {
+    WorkerRow {
+        hostname: row.get(0),
+        state: row.get(1),
+        pid: row.get(2),
+        freq: row.get(3),
+        active: row.get(4),
+        processed: row.get(5),
+        loadavg: row.get::<Option<Vec<f64>>, _>(6).and_then(|load| load.try_into().ok()),
+        sw_ident: row.get(7),
+        sw_ver: row.get(8),
+        sw_sys: row.get(9),
+        started_at: row.get::<Option<i64>, _>(10).map(UnixMicros),
+        last_event_at: UnixMicros(row.get(11)),
+        last_heartbeat_at: row.get::<Option<i64>, _>(12).map(UnixMicros),
+    }
+}
+
+/// A task on its way to history.
+struct Leaving {
+    task_id: String,
+    facts: TaskFacts,
+    /// As it was, when it cannot be read: then it is kept like this.
+    encoded: Option<Vec<u8>>,
+    queue: Option<String>,
+    merged: bool,
+}
+
+async fn settle(
+    connection: &mut PgConnection,
+    now: UnixMicros,
+    linger_seconds: u32,
+    retention: RetentionPolicy,
+) -> Result<Settled> {
+    const OPERATION: &str = "settle final tasks";
+    connection.execute("begin").await.during(OPERATION)?;
+    let mut leaving = take_due(connection, linger_seconds).await?;
+    join_history(connection, &mut leaving).await?;
+    let mut rows = history::rows(leaving.len() * 1024);
+    let mut settled = Settled {
+        more: leaving.len() == SETTLE_AT_ONCE,
+        ..Settled::default()
+    };
+    let mut back = Vec::new();
+    for task in leaving {
+        let mut row = task.facts.project_at(now);
+        if row.queue.is_none() && task.queue.is_some() {
+            row.queue = task.queue.map(String::into_boxed_str);
+            row.queue_inferred = true;
+        }
+        let facts = task.encoded.unwrap_or_else(|| task.facts.encode());
+        if row.is_final() {
+            settled.moved += 1;
+            settled.merged += u64::from(task.merged);
+            history::push(&mut rows, &task.task_id, &facts, &row, retention);
+        } else {
+            // The facts of both say that it is running again, or this clock is behind the server's.
+            back.push(LiveTask {
+                task_id: task.task_id,
+                facts,
+                row,
+                maybe_stored: true,
+            });
+        }
+    }
+    commit::copy(connection, history::COPY, rows).await?;
+    commit::merge(connection, &back.iter().collect::<Vec<_>>()).await?;
+    connection.execute("commit").await.during(OPERATION)?;
+    settled.more &= settled.moved > 0;
+    Ok(settled)
+}
+
+async fn take_due(connection: &mut PgConnection, linger_seconds: u32) -> Result<Vec<Leaving>> {
+    const OPERATION: &str = "take due tasks";
+    let taken = sqlx::query("select task_id, facts, queue from kanchi.take_due(make_interval(secs => $1), $2)")
+        .bind(f64::from(linger_seconds))
+        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX))
+        .fetch_all(connection)
+        .await
+        .during(OPERATION)?;
+    Ok(taken
+        .into_iter()
+        .map(|row| leaving(row.get(0), row.get(1), row.get(2)))
+        .collect())
+}
+
+fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving {
+    match TaskFacts::decode(&encoded) {
+        Ok(facts) => Leaving {
+            task_id,
+            facts,
+            encoded: None,
+            queue,
+            merged: false,
+        },
+        Err(error) => {
+            tracing::error!(%error, task.id = task_id, "the facts of a task are kept as they are");
+            Leaving {
+                task_id,
+                facts: TaskFacts::new(),
+                encoded: Some(encoded),
+                queue,
+                merged: false,
+            }
+        }
+    }
+}
+
+/// Takes rows of the same ids out of history and adds their facts: recent history for tasks whose beginning was seen,
+/// all of it for the others, which are late events of tasks that were archived.
+async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) -> Result<()> {
+    const OPERATION: &str = "merge with history";
+    leaving.sort_by(|a, b| a.task_id.cmp(&b.task_id));
+    let begun = |task: &&Leaving| history::has_a_beginning(&task.facts.project());
+    let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = leaving.iter().partition(begun);
+    let ids = |tasks: &[&Leaving]| tasks.iter().map(|task| task.task_id.clone()).collect::<Vec<String>>();
+    let (young, late) = (ids(&young), ids(&late));
+    for (ids, since) in [(young, "now() - interval '2 days'"), (late, "'-infinity'::timestamptz")] {
+        if ids.is_empty() {
+            continue;
+        }
+        let sql = format!("select task_id, facts, queue, queue_inferred from kanchi.take_history($1, {since})");
+        let taken = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(ids)
+            .fetch_all(&mut *connection)
+            .await;
+        for row in taken.during(OPERATION)? {
+            let old = leaving_of_history(&row);
+            let Ok(index) = leaving.binary_search_by(|task| task.task_id.as_str().cmp(&old.task_id)) else {
+                continue;
+            };
+            if let Some(task) = leaving.get_mut(index) {
+                task.merged = true;
+                task.facts.merge(&old.facts);
+                task.queue = task.queue.take().or(old.queue);
+                if old.encoded.is_none() {
+                    task.encoded = None;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn leaving_of_history(row: &sqlx::postgres::PgRow) -> Leaving {
+    let inferred: bool = row.get(3);
+    leaving(
+        row.get(0),
+        row.get(1),
+        row.get::<Option<String>, _>(2).filter(|_| inferred),
+    )
+}

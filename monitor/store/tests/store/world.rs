@@ -1,0 +1,152 @@
+//! A Postgres with Kanchi's schema, and events to put into it.
+
+use kanchi_domain::{BodyEncoding, Decoded, Limits, RawMessage, TaskFacts, UnixMicros, decode};
+use kanchi_store::{
+    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, LiveTask, RetentionPolicy, StoreAdmin, StoreReader, StoreReporter,
+    StoreUrl, StoreWriter,
+};
+use kanchi_test_servers::postgres::Postgres;
+use uuid::Uuid;
+
+pub(crate) const PASSWORD: &str = "canary-password-of-a-monitor";
+/// 2026-11-21T00:00:00Z
+pub(crate) const NOON: i64 = 1_795_219_200;
+
+pub(crate) struct World {
+    pub(crate) server: Postgres,
+    pub(crate) admin: StoreAdmin,
+    pub(crate) owner: StoreUrl,
+}
+
+pub(crate) struct Monitor {
+    pub(crate) key: BrokerKey,
+    pub(crate) url: StoreUrl,
+    pub(crate) writer: StoreWriter,
+    pub(crate) reporter: StoreReporter,
+    pub(crate) epoch: Epoch,
+}
+
+pub(crate) fn spec(name: &str) -> BrokerSpec {
+    BrokerSpec {
+        namespace_uid: "uid-of-shop".into(),
+        namespace: "shop".into(),
+        name: name.into(),
+        display_name: None,
+        retention: RetentionPolicy::default(),
+    }
+}
+
+pub(crate) fn now() -> UnixMicros {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    UnixMicros(i64::try_from(since.as_micros()).unwrap())
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let server = Postgres::start_new().unwrap();
+        let owner = StoreUrl::parse(&server.create_installation("kanchi").unwrap()).unwrap();
+        let admin = StoreAdmin::connect(&owner).await.unwrap();
+        admin.migrate().await.unwrap();
+        Self { server, admin, owner }
+    }
+
+    /// A broker with its role, and a monitor that has begun an epoch.
+    pub(crate) async fn monitor(&self, name: &str) -> Monitor {
+        let key = self.admin.ensure_broker(&spec(name)).await.unwrap();
+        let mode = self.admin.ensure_role(key, PASSWORD).await.unwrap();
+        let url = self.admin.monitor_url(key, mode, PASSWORD).unwrap();
+        let mut writer = StoreWriter::connect(&url, RetentionPolicy::default()).await.unwrap();
+        let reporter = StoreReporter::connect(&url, RetentionPolicy::default()).await.unwrap();
+        let epoch = writer.begin_epoch("pod-0").await.unwrap();
+        assert_eq!(writer.broker_key(), key.0);
+        Monitor {
+            key,
+            url,
+            writer,
+            reporter,
+            epoch,
+        }
+    }
+
+    pub(crate) async fn reader(&self) -> StoreReader {
+        StoreReader::connect(&self.owner).await.unwrap()
+    }
+
+    pub(crate) fn sql(&self, sql: &str) -> String {
+        self.server.sql("kanchi", sql).unwrap()
+    }
+}
+
+/// An event as Celery sends it, `second` seconds after [`NOON`].
+pub(crate) fn event(task_id: &str, kind: &str, second: i64, more: &str) -> kanchi_domain::Event {
+    let hostname = if kind == "task-sent" {
+        "gen1@client"
+    } else {
+        "celery@worker"
+    };
+    let text = format!(
+        r#"{{"type":"{kind}","uuid":"{task_id}","hostname":"{hostname}","pid":7,"clock":{second},"utcoffset":0,
+            "timestamp":{}.5{more}}}"#,
+        NOON + second
+    );
+    let message = RawMessage {
+        body: text.as_bytes(),
+        content_type: Some("application/json"),
+        content_encoding: Some("utf-8"),
+        compression: None,
+        body_encoding: BodyEncoding::Raw,
+    };
+    let Decoded {
+        mut events, rejects, ..
+    } = decode(&message, now(), &Limits::default());
+    assert!(rejects.is_empty(), "{rejects:?}");
+    events.remove(0)
+}
+
+pub(crate) fn received(task_id: &str, second: i64) -> kanchi_domain::Event {
+    let more = r#","name":"shop.charge","args":"(1,)","kwargs":"{}","retries":0,"eta":null,"expires":null"#;
+    event(task_id, "task-received", second, more)
+}
+
+pub(crate) fn started(task_id: &str, second: i64) -> kanchi_domain::Event {
+    event(task_id, "task-started", second, "")
+}
+
+pub(crate) fn succeeded(task_id: &str, second: i64) -> kanchi_domain::Event {
+    event(task_id, "task-succeeded", second, r#","result":"42","runtime":0.25"#)
+}
+
+/// The live row of a task of which these events are known.
+pub(crate) fn live(task_id: &str, events: &[kanchi_domain::Event], maybe_stored: bool) -> LiveTask {
+    let mut facts = TaskFacts::new();
+    for event in events {
+        facts.absorb(event);
+    }
+    LiveTask {
+        task_id: task_id.into(),
+        facts: facts.encode(),
+        row: facts.project(),
+        maybe_stored,
+    }
+}
+
+pub(crate) fn chunk(task_id: &str, events: &[kanchi_domain::Event]) -> EventChunk {
+    let texts: Vec<String> = events.iter().map(kanchi_domain::Event::to_json).collect();
+    EventChunk {
+        task_id: Some(task_id.into()),
+        first_at: events[0].timestamp,
+        count: u16::try_from(events.len()).unwrap(),
+        events: format!("[{}]", texts.join(",")).into_bytes(),
+    }
+}
+
+pub(crate) fn batch(epoch: Epoch, tasks: Vec<LiveTask>) -> Batch {
+    Batch {
+        id: Uuid::new_v4(),
+        epoch,
+        tasks,
+        ..Batch::default()
+    }
+}

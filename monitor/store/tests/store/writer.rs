@@ -1,0 +1,472 @@
+//! The monitor's side.
+
+use std::time::Duration;
+
+use kanchi_domain::{TaskState, UnixMicros};
+use kanchi_store::{
+    Batch, DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, RetentionPolicy,
+    StoreUrl, StoreWriter, WorkerRow,
+};
+use uuid::Uuid;
+
+use crate::world::{self, NOON, World, batch, chunk, live, now, received, started, succeeded};
+
+const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
+const OTHER: &str = "6b2c9f5e-0000-4000-8000-000000000002";
+
+fn seconds(second: i64) -> UnixMicros {
+    UnixMicros((NOON + second) * 1_000_000)
+}
+
+fn worker(hostname: &str, second: i64) -> WorkerRow {
+    WorkerRow {
+        hostname: hostname.into(),
+        pid: Some(7),
+        state: "online".into(),
+        freq: Some(2.0),
+        active: Some(3),
+        processed: Some(10),
+        loadavg: Some([0.5, 0.25, 0.125]),
+        sw_ident: Some("py-celery".into()),
+        sw_ver: Some("5.5.3".into()),
+        sw_sys: Some("Linux".into()),
+        started_at: None,
+        last_event_at: seconds(second),
+        last_heartbeat_at: Some(seconds(second)),
+    }
+}
+
+fn stat(count: i64) -> MinuteStat {
+    MinuteStat {
+        minute: seconds(0),
+        task_name: "shop.charge".into(),
+        transition: "succeeded".into(),
+        count,
+        runtime_sum: 0.5,
+        runtime_max: 0.25,
+    }
+}
+
+#[tokio::test]
+async fn a_task_goes_from_live_to_history_with_its_events() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let begun = [received(ID, 0), started(ID, 1)];
+    let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
+
+    let mut first = batch(m.epoch, vec![live(ID, &begun, false)]);
+    first.chunks = vec![chunk(ID, &begun)];
+    m.writer.commit(&first).await.unwrap();
+    let facts = m.writer.load_facts(&[ID, OTHER]).await.unwrap();
+    assert_eq!(facts.get(ID), Some(&first.tasks[0].facts));
+    assert_eq!(facts.len(), 1);
+
+    let mut second = batch(m.epoch, vec![live(ID, &whole, true)]);
+    second.chunks = vec![chunk(ID, &whole[2..])];
+    m.writer.commit(&second).await.unwrap();
+    let mut reader = world.reader().await;
+    let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!((task.live, task.row.state), (true, TaskState::Success));
+
+    assert_eq!(
+        m.reporter.settle(now(), 3600).await.unwrap().moved,
+        0,
+        "it has to linger"
+    );
+    let settled = m.reporter.settle(now(), 0).await.unwrap();
+    assert_eq!((settled.moved, settled.merged, settled.more), (1, 0, false));
+    let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!((task.live, task.settled_rows), (false, 1));
+    assert_eq!(task.row, second.tasks[0].row);
+    assert_eq!(reader.events(m.key.0, ID).await.unwrap().len(), 2);
+    assert_eq!(
+        reader.count_by_state(m.key.0).await.unwrap(),
+        [("SUCCESS".to_owned(), 1)]
+    );
+    let row = world.sql("select state, name, worker, retries, args, result, runtime, retention_days from kanchi.task");
+    assert_eq!(row, "SUCCESS|shop.charge|celery@worker|0|(1,)|42|0.25|14");
+}
+
+#[tokio::test]
+async fn a_task_that_begins_and_ends_in_one_batch_goes_straight_to_history() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, &whole, false)]))
+        .await
+        .unwrap();
+    assert_eq!(world.sql("select count(*) from kanchi.task_live"), "0");
+    let task = world.reader().await.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!((task.row.state, task.settled_rows), (TaskState::Success, 1));
+}
+
+#[tokio::test]
+async fn late_events_and_reruns_of_an_archived_task_end_in_one_row() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let mut reader = world.reader().await;
+    let whole = [received(ID, 10), started(ID, 11), succeeded(ID, 12)];
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, &whole, false)]))
+        .await
+        .unwrap();
+
+    // The publisher's event comes after the end; nobody remembers the task any more.
+    let sent = world::event(
+        ID,
+        "task-sent",
+        9,
+        r#","name":"shop.charge","queue":"billing","retries":0"#,
+    );
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, std::slice::from_ref(&sent), false)]))
+        .await
+        .unwrap();
+    let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!(
+        (task.row.state, task.row.queue.as_deref()),
+        (TaskState::Success, Some("billing"))
+    );
+
+    // A lone late event does not look final, so it would stay live for ever if nobody looked into history for it.
+    m.reporter.settle(now(), 0).await.unwrap();
+    // The same id runs again, wholly within a batch.
+    let again = [received(ID, 100), started(ID, 101), succeeded(ID, 102)];
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, &again, false)]))
+        .await
+        .unwrap();
+    while m.reporter.settle(now(), 0).await.unwrap().more {}
+
+    let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!((task.live, task.settled_rows), (false, 1), "{:?}", task.row);
+    assert_eq!(world.sql("select count(*) from kanchi.task"), "1");
+    let mut all = whole.to_vec();
+    all.extend(again);
+    all.push(sent);
+    assert_eq!(task.row, live(ID, &all, false).row);
+}
+
+#[tokio::test]
+async fn a_task_past_its_expires_is_expired_without_an_event() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let past = r#","name":"shop.charge","queue":"billing","retries":0,"expires":"2026-11-21T00:01:00+00:00""#;
+    let future = r#","name":"shop.charge","queue":"billing","retries":0,"expires":"2096-11-21T00:01:00+00:00""#;
+    let tasks = vec![
+        live(ID, &[world::event(ID, "task-sent", 0, past)], false),
+        live(OTHER, &[world::event(OTHER, "task-sent", 0, future)], false),
+    ];
+    m.writer.commit(&batch(m.epoch, tasks)).await.unwrap();
+    assert_eq!(m.reporter.settle(seconds(7200), 0).await.unwrap().moved, 1);
+    assert_eq!(
+        world.sql("select state, queue, retention_days from kanchi.task"),
+        "EXPIRED|billing|30"
+    );
+    assert_eq!(world.sql("select task_id from kanchi.task_live"), OTHER);
+}
+
+#[tokio::test]
+async fn a_broken_promise_that_a_task_is_new_costs_only_time() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]))
+        .await
+        .unwrap();
+    m.writer
+        .commit(&batch(
+            m.epoch,
+            vec![live(ID, &[received(ID, 0), started(ID, 1)], false)],
+        ))
+        .await
+        .unwrap();
+    assert_eq!(world.sql("select state from kanchi.task_live"), "STARTED");
+}
+
+#[tokio::test]
+async fn a_batch_is_stored_once_and_wholly() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let mut whole = batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]);
+    whole.digests = vec![1, u128::MAX];
+    whole.chunks = vec![chunk(ID, &[received(ID, 0)])];
+    whole.workers = vec![worker("celery@worker", 5)];
+    whole.statistics = vec![stat(2)];
+    whole.gaps = vec![GapRow {
+        id: Uuid::new_v4(),
+        from: seconds(0),
+        to: None,
+        cause: "BrokerRestart".into(),
+        estimated_events: Some(5),
+    }];
+    whole.dead_letters = vec![DeadLetter {
+        arrived: now(),
+        reason: "Pickle".into(),
+        detail: "no\0".into(),
+        sample: vec![0, 255],
+    }];
+    assert!(!m.writer.was_committed(whole.id).await.unwrap());
+    m.writer.commit(&whole).await.unwrap();
+    m.writer.commit(&whole).await.unwrap();
+    assert!(m.writer.was_committed(whole.id).await.unwrap());
+    assert_eq!(m.writer.recent_digests().await.unwrap(), [1, u128::MAX].into());
+    for table in [
+        "event_chunk",
+        "task_live",
+        "worker",
+        "task_statistic",
+        "gap",
+        "dead_letter",
+        "batch",
+    ] {
+        assert_eq!(
+            world.sql(&format!("select count(*) from kanchi.{table}")),
+            "1",
+            "{table}"
+        );
+    }
+    assert_eq!(
+        world.sql("select reason, detail, sample from kanchi.dead_letter"),
+        "Pickle|no\u{fffd}|\\x00ff"
+    );
+    let open = m.reporter.open_gaps().await.unwrap();
+    assert_eq!(open, whole.gaps);
+    m.reporter
+        .save_gap(&GapRow {
+            to: Some(seconds(3)),
+            ..open[0].clone()
+        })
+        .await
+        .unwrap();
+    assert!(m.reporter.open_gaps().await.unwrap().is_empty());
+
+    let again = Batch {
+        id: Uuid::new_v4(),
+        statistics: vec![stat(3), stat(1)],
+        ..batch(m.epoch, vec![])
+    };
+    m.writer.commit(&again).await.unwrap();
+    assert_eq!(
+        world.sql("select count, runtime_sum, runtime_max from kanchi.task_statistic"),
+        "6|1.5|0.25"
+    );
+}
+
+#[tokio::test]
+async fn a_batch_that_postgres_refuses_leaves_nothing_and_the_next_one_goes_on() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let mut bad = batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]);
+    bad.tasks.push(LiveTask {
+        task_id: "nul\0".into(),
+        ..bad.tasks[0].clone()
+    });
+    let error = m.writer.commit(&bad).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+    assert_eq!(world.sql("select count(*) from kanchi.batch"), "0");
+    bad.tasks.pop();
+    m.writer.commit(&bad).await.unwrap();
+    assert_eq!(world.sql("select task_id from kanchi.task_live"), ID);
+}
+
+#[tokio::test]
+async fn a_newer_writer_fences_an_older_one() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let newer = m.reporter.previous().await.map(|_| m.epoch).unwrap();
+    drop(m.reporter);
+    let mut second = StoreWriter::connect(&m.url, RetentionPolicy::default()).await.unwrap();
+    let epoch = second.begin_epoch("pod-1").await.unwrap();
+    assert!(epoch > newer);
+    let error = m
+        .writer
+        .commit(&batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StaleEpoch);
+    second
+        .commit(&batch(epoch, vec![live(ID, &[received(ID, 0)], false)]))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn only_two_connections_are_let_in() {
+    let world = World::new().await;
+    let m = world.monitor("orders").await;
+    let error = StoreWriter::connect(&m.url, RetentionPolicy::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLimit, "{error}");
+}
+
+#[tokio::test]
+async fn an_outage_is_named_and_over_when_the_server_is_back() {
+    let mut world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let one = batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]);
+    world.server.stop().unwrap();
+    assert_eq!(m.writer.commit(&one).await.unwrap_err().kind(), ErrorKind::Unreachable);
+    assert_eq!(m.writer.commit(&one).await.unwrap_err().kind(), ErrorKind::Unreachable);
+    assert_eq!(
+        m.reporter.heartbeat(&Heartbeat::default()).await.unwrap_err().kind(),
+        ErrorKind::Unreachable
+    );
+    world.server.start().unwrap();
+    assert!(!m.writer.was_committed(one.id).await.unwrap());
+    m.writer.commit(&one).await.unwrap();
+    m.reporter.heartbeat(&Heartbeat::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_named_and_a_rotated_one_taken_up() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    world
+        .admin
+        .ensure_role(m.key, "another-password-of-a-monitor")
+        .await
+        .unwrap();
+    m.writer.load_facts(&[ID]).await.unwrap();
+    let old = StoreUrl::parse(m.url.expose()).unwrap();
+    drop(m.reporter);
+    let error = StoreWriter::connect(&old, RetentionPolicy::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AuthenticationFailed, "{error}");
+    let url = m.url.for_role(m.url.role(), "another-password-of-a-monitor").unwrap();
+    m.writer.reconfigure(&url, RetentionPolicy::default());
+    m.writer.load_facts(&[ID]).await.unwrap();
+}
+
+#[tokio::test]
+async fn digests_are_kept_by_count_and_batches_pruned() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    for number in 0..70u128 {
+        let digests = (0..8192).map(|n| number << 64 | n).collect();
+        m.writer
+            .commit(&Batch {
+                digests,
+                ..batch(m.epoch, vec![])
+            })
+            .await
+            .unwrap();
+    }
+    let kept = m.writer.recent_digests().await.unwrap();
+    assert!(kept.contains(&(69 << 64)) && !kept.contains(&1), "the newest are kept");
+    assert_eq!(kept.len(), 262_144);
+    m.reporter.settle(now(), 300).await.unwrap();
+    assert_eq!(world.sql("select count(*) from kanchi.batch"), "64");
+}
+
+#[tokio::test]
+async fn dead_letters_are_bounded() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    for _ in 0..3 {
+        let letter = |n: i64| DeadLetter {
+            arrived: UnixMicros(n),
+            reason: "Json".into(),
+            detail: "d".repeat(5000),
+            sample: vec![7; 9000],
+        };
+        let dead_letters = (0..600).map(letter).collect();
+        m.writer
+            .commit(&Batch {
+                dead_letters,
+                ..batch(m.epoch, vec![])
+            })
+            .await
+            .unwrap();
+    }
+    let kept = world.sql("select count(*), max(length(sample)), max(length(detail)) from kanchi.dead_letter");
+    assert_eq!(kept, "1000|4096|1024");
+}
+
+#[tokio::test]
+async fn workers_and_queues_show_what_was_heard_last() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let workers = vec![worker("celery@a", 10), worker("celery@b", 20)];
+    m.reporter.save_workers(&workers).await.unwrap();
+    m.reporter
+        .save_workers(&[WorkerRow {
+            state: "offline".into(),
+            ..worker("celery@b", 5)
+        }])
+        .await
+        .unwrap();
+    let mut known = m.reporter.load_workers().await.unwrap();
+    known.reverse();
+    assert_eq!(known, workers, "an older row changes nothing");
+    assert_eq!(world.sql("select count(*) from kanchi.worker_sample"), "2");
+
+    let queue = |name: &str, ready| QueueRow {
+        name: name.into(),
+        ready,
+        unacked: None,
+        consumers: Some(1),
+    };
+    m.reporter
+        .save_queues(seconds(0), &[queue("a", 5), queue("gone", 1)])
+        .await
+        .unwrap();
+    m.reporter.save_queues(seconds(1000), &[queue("a", 7)]).await.unwrap();
+    assert_eq!(world.sql("select name, ready from kanchi.queue"), "a|7");
+    assert_eq!(
+        world.sql("select count(*) from kanchi.queue_sample"),
+        "2",
+        "one sample of each a minute"
+    );
+}
+
+#[tokio::test]
+async fn the_next_process_learns_where_the_last_one_left() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    assert_eq!(m.reporter.previous().await.unwrap(), kanchi_store::Previous::default());
+    let beat = Heartbeat {
+        connection: "Connected".into(),
+        event_queue: Some("kanchi.q".into()),
+        ..Heartbeat::default()
+    };
+    m.reporter.heartbeat(&beat).await.unwrap();
+    let gone = Heartbeat {
+        connection: "Disconnected".into(),
+        ..Heartbeat::default()
+    };
+    m.reporter.heartbeat(&gone).await.unwrap();
+    let previous = m.reporter.previous().await.unwrap();
+    assert_eq!(previous.event_queue.as_deref(), Some("kanchi.q"));
+    let age = Duration::from_micros(u64::try_from(now().0 - previous.last_connected_at.unwrap().0).unwrap());
+    assert!(age < Duration::from_secs(60), "{age:?}");
+    m.writer.commit(&batch(m.epoch, vec![])).await.unwrap();
+    assert!(m.reporter.last_commit_at().await.unwrap() >= previous.last_connected_at);
+}
+
+#[tokio::test]
+async fn times_and_texts_at_the_edge_are_stored() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let mut edge = batch(m.epoch, vec![]);
+    for at in [i64::MIN, 0, i64::MAX] {
+        edge.chunks.push(EventChunk {
+            task_id: None,
+            first_at: UnixMicros(at),
+            count: u16::MAX,
+            events: b"[]".to_vec(),
+        });
+        edge.statistics.push(MinuteStat {
+            minute: UnixMicros(at),
+            task_name: "n".repeat(10_000),
+            runtime_sum: f64::NAN,
+            ..stat(1)
+        });
+    }
+    edge.workers = vec![worker(&"h".repeat(10_000), 0)];
+    m.writer.commit(&edge).await.unwrap();
+    assert_eq!(world.sql("select count(*) from kanchi.event_chunk"), "3");
+}
