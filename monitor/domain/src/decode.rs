@@ -70,8 +70,8 @@ pub struct Limits {
 impl Limits {
     /// What a monitor uses.
     pub const DEFAULT: Self = Self {
-        max_body_bytes: 32 << 20,
-        max_decompressed_bytes: 32 << 20,
+        max_body_bytes: 16 << 20,
+        max_decompressed_bytes: 16 << 20,
         max_yaml_bytes: 512 << 10,
         max_events: 10_000,
         max_rejects: 16,
@@ -86,6 +86,9 @@ impl Default for Limits {
         Self::DEFAULT
     }
 }
+
+/// Bytes of a body whose invalid UTF-8 is repaired.
+const MAX_LOSSY_BYTES: usize = 4 << 20;
 
 /// What a message held.
 #[derive(Clone, Debug, Default)]
@@ -207,7 +210,9 @@ impl Batch<'_> {
 
     fn read_json(&mut self, body: &[u8]) {
         let mut repairs = Repairs::default();
-        let text = text_of(body, &mut repairs);
+        let Some(text) = text_of(body, &mut repairs) else {
+            return self.reject(RejectReason::InvalidUtf8, format!("in {} bytes", body.len()), body);
+        };
         let mut reader = json::Reader::new(text.trim_start_matches('\u{FEFF}'), self.limits);
         if reader.take(b'[') {
             if !reader.take(b']') && !self.read_json_elements(&mut reader, repairs) {
@@ -356,7 +361,9 @@ impl Batch<'_> {
             return self.reject(RejectReason::Oversize, format!("{} bytes of yaml", body.len()), body);
         }
         let mut repairs = Repairs::default();
-        let text = text_of(body, &mut repairs);
+        let Some(text) = text_of(body, &mut repairs) else {
+            return self.reject(RejectReason::InvalidUtf8, format!("in {} bytes", body.len()), body);
+        };
         match yaml::read(&text, self.limits) {
             Ok(yaml::Node::List(nodes)) => {
                 for (index, node) in nodes.into_iter().enumerate() {
@@ -415,10 +422,14 @@ impl Batch<'_> {
     }
 }
 
-fn text_of<'a>(body: &'a [u8], repairs: &mut Repairs) -> Cow<'a, str> {
-    let text = String::from_utf8_lossy(body);
-    if let Cow::Owned(_) = text {
-        repairs.insert(Repair::Utf8);
+/// Returns the body as text. Repairing invalid UTF-8 can treble it, so that is not done to a large body.
+fn text_of<'a>(body: &'a [u8], repairs: &mut Repairs) -> Option<Cow<'a, str>> {
+    match std::str::from_utf8(body) {
+        Ok(text) => Some(text.into()),
+        Err(_) if body.len() > MAX_LOSSY_BYTES => None,
+        Err(_) => {
+            repairs.insert(Repair::Utf8);
+            Some(String::from_utf8_lossy(body))
+        }
     }
-    text
 }

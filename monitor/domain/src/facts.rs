@@ -89,6 +89,14 @@ impl Step {
         }
     }
 
+    /// Says whether events of this step carry texts of their own that the row shows.
+    const fn has_texts(self) -> bool {
+        matches!(
+            self,
+            Self::Sent | Self::Received | Self::Retried | Self::Revoked | Self::Failed | Self::Succeeded
+        )
+    }
+
     /// How many of the lowest and how many of the highest facts of this step are kept.
     const fn kept(self) -> (usize, usize) {
         match self {
@@ -347,11 +355,8 @@ impl TaskFacts {
         if let Some(texts) = Texts::of_steps(event, &key) {
             changed |= self.keep_texts(texts);
         }
-        if !matches!(step, Step::Progress | Step::Steps | Step::Custom) {
-            let texts = Texts::of(event, &key);
-            if !texts.texts.is_empty() {
-                changed |= self.keep_texts(texts);
-            }
+        if step.has_texts() {
+            changed |= self.keep_texts(Texts::of(event, &key));
         }
         if !matches!(step, Step::Progress | Step::Steps) {
             changed |= self.keep_fact(Fact {

@@ -57,6 +57,8 @@ pub enum RejectReason {
     Empty,
     /// The body, or an element of it, ends early.
     Truncated,
+    /// Invalid UTF-8 in a body too large to repair it.
+    InvalidUtf8,
     /// Not JSON.
     InvalidJson,
     /// Not msgpack.
@@ -79,7 +81,7 @@ pub enum RejectReason {
 
 impl RejectReason {
     /// All reasons, for metrics that start at zero.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Oversize,
         Self::InvalidEnvelope,
         Self::InvalidBase64,
@@ -90,6 +92,7 @@ impl RejectReason {
         Self::UnknownContentType,
         Self::Empty,
         Self::Truncated,
+        Self::InvalidUtf8,
         Self::InvalidJson,
         Self::InvalidMsgpack,
         Self::InvalidYaml,
@@ -114,6 +117,7 @@ impl RejectReason {
             Self::UnknownContentType => "unknown_content_type",
             Self::Empty => "empty",
             Self::Truncated => "truncated",
+            Self::InvalidUtf8 => "invalid_utf8",
             Self::InvalidJson => "invalid_json",
             Self::InvalidMsgpack => "invalid_msgpack",
             Self::InvalidYaml => "invalid_yaml",

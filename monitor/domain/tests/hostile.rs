@@ -318,9 +318,9 @@ fn deep_nesting_is_cut_and_a_deep_body_refused() {
 
 #[test]
 fn large_bodies_are_cut_and_larger_ones_refused() {
-    let ten_megabytes = "x".repeat(10 << 20);
+    let (megabytes, ten_megabytes) = ("x".repeat(4 << 20), "x".repeat(10 << 20));
     let event = kept(&started(&format!(
-        r#""exception": "{ten_megabytes}", "traceback": "\n{ten_megabytes}", "own": "{ten_megabytes}""#
+        r#""exception": "{megabytes}", "traceback": "\n{megabytes}", "own": "{megabytes}""#
     )));
     assert!(
         event.exception.as_deref().unwrap().len() <= 1 << 20 && event.traceback.as_deref().unwrap().len() <= 1 << 20

@@ -28,6 +28,8 @@ pub(crate) struct Reader<'a> {
     text: &'a str,
     pos: usize,
     limits: &'a Limits,
+    /// A nested value was too large to be copied.
+    overflow: bool,
     /// What had to be repaired since it was last taken.
     pub(crate) repairs: Repairs,
 }
@@ -38,6 +40,7 @@ impl<'a> Reader<'a> {
             text,
             pos: 0,
             limits,
+            overflow: false,
             repairs: Repairs::default(),
         }
     }
@@ -105,6 +108,10 @@ impl<'a> Reader<'a> {
             Some(b'{' | b'[') => {
                 let mut json = String::new();
                 self.copy(&mut json, 0)?;
+                if std::mem::take(&mut self.overflow) {
+                    self.repairs.insert(Repair::LongText);
+                    return Ok(Scalar::Text("[...]".into()));
+                }
                 Ok(Scalar::Json(json.into()))
             }
             Some(b'n') => self.word("null", Scalar::Null),
@@ -355,6 +362,10 @@ impl<'a> Reader<'a> {
 
     /// Copies the next value to `out` as JSON that `jsonb` takes.
     fn copy(&mut self, out: &mut String, depth: usize) -> Result<()> {
+        if out.len() > self.limits.max_text_bytes {
+            self.overflow = true;
+            out.clear();
+        }
         match self.peek() {
             Some(b'{' | b'[') if depth >= self.limits.max_depth => {
                 self.repairs.insert(Repair::Depth);

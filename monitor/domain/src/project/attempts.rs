@@ -234,6 +234,11 @@ impl<'f> Lanes<'f> {
             return self.add_custom(index, fact);
         }
         let lane = self.lane_of(fact);
+        if fact.key.step == Step::Retried
+            && let Some(delivery) = self.overtaken(lane, fact)
+        {
+            return delivery.apply(index, fact);
+        }
         let Some(Lane { current, next, .. }) = self.lanes.get(lane) else {
             return;
         };
@@ -260,6 +265,25 @@ impl<'f> Lanes<'f> {
         if let Some(delivery) = self.deliveries.get_mut(target) {
             delivery.apply(index, fact);
         }
+    }
+
+    /// Returns the delivery of an attempt that has ended without a word, because the next one has already begun: a retry
+    /// without countdown can start, and even end, before the worker tells of the attempt before it.
+    fn overtaken(&mut self, lane: usize, fact: &Fact) -> Option<&mut Delivery<'f>> {
+        let Lane { current, next, .. } = self.lanes.get(lane)?;
+        let (current, next) = (*current, *next);
+        let of_this_process =
+            |delivery: &Delivery<'_>| delivery.host == &*fact.key.host && delivery.pid == fact.key.pid;
+        let waits = |(index, delivery): &(usize, &mut Delivery<'_>)| {
+            let overtaken = Some(*index) != current && Some(*index) != next;
+            overtaken && of_this_process(delivery) && delivery.started.is_some() && !delivery.is_over()
+        };
+        self.deliveries
+            .iter_mut()
+            .enumerate()
+            .filter(waits)
+            .last()
+            .map(|(_, delivery)| delivery)
     }
 
     /// Decides which delivery a `task-received` belongs to.
