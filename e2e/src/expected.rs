@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::cluster::checkout;
 use crate::shop::{Entry, Published, Stored};
+use crate::watched::Transport;
 
 /// `e2e/tests/expected/tasks.yaml`.
 #[derive(Debug, Deserialize)]
@@ -97,15 +98,6 @@ enum Last {
     Raised,
     Ran,
     Nothing,
-}
-
-/// Which column of the table counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// RabbitMQ.
-    RabbitMq,
-    /// Redis.
-    Redis,
 }
 
 /// What is known of the published tasks from other sources than Kanchi.

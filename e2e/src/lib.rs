@@ -21,7 +21,9 @@ pub mod shop;
 pub mod store;
 pub mod verbs;
 pub mod wait;
+pub mod watched;
 
 pub use cluster::Cluster;
 pub use scope::{Scope, scoped};
 pub use wait::until;
+pub use watched::Transport;

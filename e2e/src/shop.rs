@@ -198,6 +198,12 @@ impl Shop {
 
     /// Runs `python -m shop` in a worker's pod.
     pub async fn run(&self, cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
+        self.exec(cluster, &[&["python", "-m", "shop"], arguments].concat())
+            .await
+    }
+
+    /// Runs a command in a worker's pod.
+    pub async fn exec(&self, cluster: &Cluster, command: &[&str]) -> anyhow::Result<String> {
         let pods = cluster
             .list(POD, &self.namespace, &format!("app={}", self.name))
             .await?;
@@ -206,8 +212,7 @@ impl Shop {
             .iter()
             .find(alive)
             .with_context(|| format!("{} has no pod", self.name))?;
-        let command = [&["python", "-m", "shop"], arguments].concat();
-        cluster.exec(&self.namespace, &pod.name_any(), &command).await
+        cluster.exec(&self.namespace, &pod.name_any(), command).await
     }
 
     async fn lines<T: DeserializeOwned>(&self, cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<Vec<T>> {
