@@ -11,6 +11,7 @@ use crate::error::{During, Result};
 use crate::model::{GapRow, Heartbeat, LiveTask, QueueRow, WorkerRow};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
+use crate::writer::copy::clamped;
 use crate::writer::{commit, history, json};
 
 /// Tasks that one call of [`StoreReporter::settle`] moves at most: some 10 MB, some tens of milliseconds.
@@ -147,8 +148,8 @@ impl StoreReporter {
             return Ok(());
         };
         let keep = self.sampled.is_none_or(|sampled| sampled.elapsed() >= SAMPLE_EVERY);
-        let query = sqlx::query("select kanchi.save_queues(kanchi.micros($1), $2, $3)")
-            .bind(at.0)
+        let query = sqlx::query("select kanchi.save_queues($1, $2, $3)")
+            .bind(clamped(at))
             .bind(rows)
             .bind(keep);
         self.send("save queue samples", query).await?;
@@ -303,12 +304,13 @@ async fn settle(
     const OPERATION: &str = "settle final tasks";
     connection.execute("begin").await.during(OPERATION)?;
     let mut leaving = take_due(connection, linger_seconds).await?;
-    join_history(connection, &mut leaving).await?;
-    let mut rows = history::rows(leaving.len() * 1024);
     let mut settled = Settled {
         more: leaving.len() == SETTLE_AT_ONCE,
         ..Settled::default()
     };
+    let unchecked = take_archived(connection, linger_seconds, &mut leaving).await?;
+    join_history(connection, &mut leaving).await?;
+    let mut rows = history::rows(leaving.len() * 1024);
     let mut back = Vec::new();
     for task in leaving {
         let mut row = task.facts.project_at(now);
@@ -334,7 +336,7 @@ async fn settle(
     commit::copy(connection, history::COPY, rows).await?;
     commit::merge(connection, &back.iter().collect::<Vec<_>>()).await?;
     connection.execute("commit").await.during(OPERATION)?;
-    settled.more &= settled.moved > 0;
+    settled.more = (settled.more && settled.moved > 0) || unchecked == SETTLE_AT_ONCE;
     Ok(settled)
 }
 
@@ -379,14 +381,7 @@ fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving 
 async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) -> Result<()> {
     const OPERATION: &str = "merge with history";
     leaving.sort_by(|a, b| a.task_id.cmp(&b.task_id));
-    let begun = |task: &&Leaving| history::has_a_beginning(&task.facts.project());
-    let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = leaving.iter().partition(begun);
-    let ids = |tasks: &[&Leaving]| tasks.iter().map(|task| task.task_id.clone()).collect::<Vec<String>>();
-    let (young, late) = (ids(&young), ids(&late));
-    for (ids, since) in [(young, "now() - interval '2 days'"), (late, "'-infinity'::timestamptz")] {
-        if ids.is_empty() {
-            continue;
-        }
+    for (ids, since) in by_age(leaving) {
         let sql = format!("select task_id, facts, queue, queue_inferred from kanchi.take_history($1, {since})");
         let taken = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(ids)
@@ -408,6 +403,65 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
         }
     }
     Ok(())
+}
+
+/// Ids by how far back history is searched for them: recent history for tasks whose beginning was seen, all of it for
+/// the others.
+fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
+    let begun = |task: &&Leaving| history::has_a_beginning(&task.facts.project());
+    let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = tasks.iter().partition(begun);
+    let ids = |tasks: &[&Leaving]| tasks.iter().map(|task| task.task_id.clone()).collect::<Vec<String>>();
+    [
+        (ids(&young), "now() - interval '2 days'"),
+        (ids(&late), "'-infinity'::timestamptz"),
+    ]
+    .into_iter()
+    .filter(|(ids, _)| !ids.is_empty())
+    .collect()
+}
+
+/// Takes live tasks that are not final but whose id history knows, and marks those that it does not know, so that each
+/// is looked up once. Returns how many were looked up.
+async fn take_archived(
+    connection: &mut PgConnection,
+    linger_seconds: u32,
+    leaving: &mut Vec<Leaving>,
+) -> Result<usize> {
+    const OPERATION: &str = "look for live tasks in history";
+    let rows = sqlx::query("select task_id, facts from kanchi.unchecked(make_interval(secs => $1), $2)")
+        .bind(f64::from(linger_seconds))
+        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX))
+        .fetch_all(&mut *connection)
+        .await
+        .during(OPERATION)?;
+    let unchecked: Vec<Leaving> = rows
+        .into_iter()
+        .map(|row| self::leaving(row.get(0), row.get(1), None))
+        .collect();
+    let mut archived: Vec<String> = Vec::new();
+    for (ids, since) in by_age(&unchecked) {
+        let sql = format!("select kanchi.archived($1, {since})");
+        let found = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(ids)
+            .fetch_all(&mut *connection)
+            .await;
+        archived.extend(found.during(OPERATION)?.iter().map(|row| row.get::<String, _>(0)));
+    }
+    if !archived.is_empty() {
+        let query = sqlx::query("select task_id, facts, queue from kanchi.take_live($1)").bind(&archived);
+        let taken = query.fetch_all(&mut *connection).await.during(OPERATION)?;
+        leaving.extend(
+            taken
+                .into_iter()
+                .map(|row| self::leaving(row.get(0), row.get(1), row.get(2))),
+        );
+    }
+    if archived.len() < unchecked.len() {
+        let ids: Vec<&str> = unchecked.iter().map(|task| task.task_id.as_str()).collect();
+        let query = sqlx::query("select kanchi.mark_checked($1)").bind(ids);
+        query.execute(connection).await.during(OPERATION)?;
+    }
+    Ok(unchecked.len())
 }
 
 fn leaving_of_history(row: &sqlx::postgres::PgRow) -> Leaving {
