@@ -46,8 +46,16 @@ impl Postgres {
 
     /// Starts a server.
     pub fn with(options: &PostgresOptions) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kanchi-pg-").tempdir().context("no temporary folder")?;
-        let mut server = Self { directory, port: free_port()?, user: server_user(), running: false };
+        let directory = tempfile::Builder::new()
+            .prefix("kanchi-pg-")
+            .tempdir()
+            .context("no temporary folder")?;
+        let mut server = Self {
+            directory,
+            port: free_port()?,
+            user: server_user(),
+            running: false,
+        };
         fs::set_permissions(server.directory.path(), fs::Permissions::from_mode(0o755))?;
         server.initialise(options)?;
         server.start()?;
@@ -72,15 +80,23 @@ impl Postgres {
     /// Creates a database owned by a new role of the same name that may create roles, as an installation's is, and
     /// returns that role's URL.
     pub fn create_installation(&self, name: &str) -> Result<String> {
-        self.sql("postgres", &format!("create role {name} login createrole password 'owner-of-a-test'"))?;
+        self.sql(
+            "postgres",
+            &format!("create role {name} login createrole password 'owner-of-a-test'"),
+        )?;
         self.sql("postgres", &format!("create database {name} owner {name}"))?;
         Ok(self.url_of(name, "owner-of-a-test", name))
     }
 
     /// Runs SQL as the superuser through `psql` and returns what it prints: rows as lines, columns separated by `|`.
     pub fn sql(&self, database: &str, sql: &str) -> Result<String> {
+        self.sql_at(&self.url(database), sql)
+    }
+
+    /// Runs SQL at a URL, as any role, like [`Self::sql`].
+    pub fn sql_at(&self, url: &str, sql: &str) -> Result<String> {
         let output = Command::new(tool("psql")?)
-            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql, &self.url(database)])
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql, url])
             .stdin(Stdio::null())
             .output()
             .context("psql did not start")?;
@@ -105,7 +121,13 @@ impl Postgres {
         let output = self
             .command("pg_ctl")?
             .args(["start", "-w", "-t", "60", "-D"])
-            .args([data.as_os_str(), OsStr::new("-l"), log.as_os_str(), OsStr::new("-o"), OsStr::new(&options)])
+            .args([
+                data.as_os_str(),
+                OsStr::new("-l"),
+                log.as_os_str(),
+                OsStr::new("-o"),
+                OsStr::new(&options),
+            ])
             // The server inherits these: with pipes, waiting for the output would be waiting for the server.
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -127,7 +149,11 @@ impl Postgres {
             self.running = false;
             let data = self.data();
             let mut command = self.command("pg_ctl")?;
-            let output = command.args(["stop", "-w", "-m", mode, "-D"]).arg(&data).stdin(Stdio::null()).output()?;
+            let output = command
+                .args(["stop", "-w", "-m", mode, "-D"])
+                .arg(&data)
+                .stdin(Stdio::null())
+                .output()?;
             checked("pg_ctl stop", &output)?;
         }
         Ok(())
@@ -147,7 +173,14 @@ impl Postgres {
         let data = self.data();
         let mut initdb = self.command("initdb")?;
         initdb
-            .args(["--no-sync", "--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "-U", SUPERUSER])
+            .args([
+                "--no-sync",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--auth=scram-sha-256",
+                "-U",
+                SUPERUSER,
+            ])
             .arg(format!("--pwfile={}", password_file.display()))
             .arg("-D")
             .arg(&data);
@@ -171,9 +204,17 @@ impl Postgres {
             self.own_file(&data.join("server.crt"), certificate)?;
             self.own_file(&data.join("server.key"), key)?;
             lines.push("ssl = on".to_owned());
-            self.own_file(&data.join("pg_hba.conf"), "local all all scram-sha-256\nhostssl all all all scram-sha-256\n")?;
+            self.own_file(
+                &data.join("pg_hba.conf"),
+                "local all all scram-sha-256\nhostssl all all all scram-sha-256\n",
+            )?;
         }
-        lines.extend(options.settings.iter().map(|(name, value)| format!("{name} = '{value}'")));
+        lines.extend(
+            options
+                .settings
+                .iter()
+                .map(|(name, value)| format!("{name} = '{value}'")),
+        );
         let path = data.join("postgresql.conf");
         let mut text = fs::read_to_string(&path)?;
         text.push_str(&lines.join("\n"));
@@ -196,7 +237,9 @@ impl Postgres {
         let mut command = match &self.user {
             Some(user) => {
                 let mut command = Command::new("setpriv");
-                command.args(["--reuid", user, "--regid", &group_of(user)?, "--clear-groups"]).arg(path);
+                command
+                    .args(["--reuid", user, "--regid", &group_of(user)?, "--clear-groups"])
+                    .arg(path);
                 command
             }
             None => Command::new(path),
@@ -209,7 +252,11 @@ impl Postgres {
     fn wait_until_ready(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.sql("postgres", "select 1").is_err() {
-            ensure!(Instant::now() < deadline, "postgres takes no connection:\n{}", self.log());
+            ensure!(
+                Instant::now() < deadline,
+                "postgres takes no connection:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
@@ -232,7 +279,10 @@ fn checked(what: &str, output: &Output) -> Result<String> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?} did not start"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{command:?} did not start"))?;
     checked(&format!("{command:?}"), &output).map(drop)
 }
 
@@ -244,13 +294,21 @@ fn free_port() -> Result<u16> {
 fn server_user() -> Option<String> {
     let root = fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     let exists = |name: &str| group_of(name).is_ok();
-    root.then(|| ["postgres", "nobody"].into_iter().find(|name| exists(name)).unwrap_or("nobody").to_owned())
+    root.then(|| {
+        ["postgres", "nobody"]
+            .into_iter()
+            .find(|name| exists(name))
+            .unwrap_or("nobody")
+            .to_owned()
+    })
 }
 
 fn group_of(user: &str) -> Result<String> {
     let passwd = fs::read_to_string("/etc/passwd").context("no /etc/passwd")?;
     let line = passwd.lines().find(|line| line.split(':').next() == Some(user));
-    let group = line.and_then(|line| line.split(':').nth(3)).with_context(|| format!("no user {user}"))?;
+    let group = line
+        .and_then(|line| line.split(':').nth(3))
+        .with_context(|| format!("no user {user}"))?;
     Ok(group.to_owned())
 }
 
@@ -263,7 +321,12 @@ fn tool(name: &str) -> Result<PathBuf> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin").join(name))))
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().to_str()?.parse().ok()?,
+                entry.path().join("bin").join(name),
+            ))
+        })
         .filter(|(_, path)| path.exists())
         .collect();
     versions.sort();
