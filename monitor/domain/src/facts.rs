@@ -197,7 +197,7 @@ pub(crate) enum Field {
 pub(crate) struct Texts {
     pub(crate) key: Key,
     /// In the order of the fields.
-    pub(crate) texts: Vec<(Field, Box<str>)>,
+    pub(crate) fields: Vec<(Field, Box<str>)>,
     /// Bits of the `f64`.
     pub(crate) percent: Option<u64>,
     pub(crate) cut: PayloadFields,
@@ -205,7 +205,7 @@ pub(crate) struct Texts {
 
 impl Texts {
     pub(crate) fn get(&self, field: Field) -> Option<&str> {
-        self.texts
+        self.fields
             .iter()
             .find(|(found, _)| *found == field)
             .map(|(_, text)| &**text)
@@ -220,7 +220,7 @@ impl Texts {
             .filter(|parent| event.task_id.as_ref() != Some(parent));
         let mut texts = Self {
             key: key.clone(),
-            texts: Vec::new(),
+            fields: Vec::new(),
             percent: None,
             cut: event.cut,
         };
@@ -249,7 +249,7 @@ impl Texts {
         };
         let mut texts = Self {
             key,
-            texts: Vec::new(),
+            fields: Vec::new(),
             percent: progress.percent.map(f64::to_bits),
             cut: event.cut,
         };
@@ -257,7 +257,7 @@ impl Texts {
         texts.add(Field::StepKey, progress.step_key.clone(), None);
         texts.add(Field::Message, progress.message.clone(), Some(PayloadField::Progress));
         texts.add(Field::Meta, progress.meta.clone(), Some(PayloadField::Progress));
-        (texts.percent.is_some() || !texts.texts.is_empty()).then_some(texts)
+        (texts.percent.is_some() || !texts.fields.is_empty()).then_some(texts)
     }
 
     fn of_steps(event: &Event, key: &Key) -> Option<Self> {
@@ -269,7 +269,7 @@ impl Texts {
         };
         let mut texts = Self {
             key,
-            texts: Vec::new(),
+            fields: Vec::new(),
             percent: None,
             cut: event.cut,
         };
@@ -281,7 +281,7 @@ impl Texts {
     fn add(&mut self, field: Field, text: Option<Box<str>>, payload: Option<PayloadField>) {
         let Some(text) = text else { return };
         if text.len() <= TEXT_BYTES {
-            return self.texts.push((field, text));
+            return self.fields.push((field, text));
         }
         if let Some(payload) = payload {
             self.cut.insert(payload);
@@ -305,7 +305,7 @@ impl Texts {
             | Field::StepKey
             | Field::Message => {
                 let head = text.get(..boundary(&text, TEXT_BYTES)).unwrap_or_default();
-                self.texts.push((field, head.into()));
+                self.fields.push((field, head.into()));
             }
         }
     }
@@ -398,7 +398,7 @@ impl TaskFacts {
         let texts = self
             .texts
             .iter()
-            .flat_map(|texts| &texts.texts)
+            .flat_map(|texts| &texts.fields)
             .map(|(_, text)| text.len() + 40)
             .sum::<usize>();
         size_of::<Self>()

@@ -168,10 +168,14 @@ impl TaskRow {
         if waits && !was_started && life.is_retry(place) {
             self.state = TaskState::Retry;
         }
-        self.mark = match self.state {
-            TaskState::Success if place.retries > 0 => Some(TaskMark::Recovered),
-            TaskState::Failure if place.retries > 0 => Some(TaskMark::Critical),
-            _ => None,
+        self.mark = if place.retries == 0 {
+            None
+        } else if self.state == TaskState::Success {
+            Some(TaskMark::Recovered)
+        } else if self.state == TaskState::Failure {
+            Some(TaskMark::Critical)
+        } else {
+            None
         };
     }
 
@@ -207,8 +211,9 @@ impl TaskRow {
         self.last_event_at = known().max();
         let worker = decisive.or_else(|| life.last_delivery_in(place.run));
         self.worker = worker
-            .map(|delivery| delivery.host.into())
-            .filter(|host: &Box<str>| !host.is_empty());
+            .map(|delivery| delivery.host)
+            .filter(|host| !host.is_empty())
+            .map(Box::from);
         self.worker_pid = worker.map(|delivery| delivery.pid).filter(|pid| *pid != UNKNOWN);
         if let Some((_, fact)) = decisive.and_then(|delivery| delivery.decided) {
             self.terminated = fact.flags.has(Flags::TERMINATED);
@@ -265,10 +270,12 @@ impl TaskRow {
     }
 
     fn set_error(&mut self, facts: &TaskFacts, life: &Life<'_>, place: Place) {
-        let step = match self.state {
-            TaskState::Failure => Step::Failed,
-            _ if !self.is_final() && life.retried_in(place.run).is_some() => Step::Retried,
-            _ => return,
+        let step = if self.state == TaskState::Failure {
+            Step::Failed
+        } else if !self.is_final() && life.retried_in(place.run).is_some() {
+            Step::Retried
+        } else {
+            return;
         };
         if let Some(texts) = facts.texts(step) {
             self.exception = texts.get(Field::Exception).map(Box::from);
@@ -351,11 +358,11 @@ fn state_of(delivery: &Delivery<'_>) -> TaskState {
                 .unwrap_or_default();
             let mut state = name.strip_prefix("task-").unwrap_or(name).to_uppercase();
             state.truncate(crate::text::boundary(&state, CUSTOM_STATE_BYTES));
-            match TaskState::from_name(&state) {
-                custom @ TaskState::Custom(_) => custom,
-                // `task-success` is not Celery's `task-succeeded`.
-                _ => TaskState::Custom(format!("TASK-{state}").into()),
+            if matches!(TaskState::from_name(&state), TaskState::Custom(_)) {
+                return TaskState::Custom(state.into());
             }
+            // `task-success` is not Celery's `task-succeeded`.
+            TaskState::Custom(format!("TASK-{state}").into())
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The row is a function of the set of distinct events.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 use kanchi_domain::{Absorbed, Event, EventKind, Limits, RawMessage, TaskFacts, TaskState, UnixMicros, decode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -252,7 +254,7 @@ fn an_event_without_a_task_changes_nothing() {
 #[test]
 fn identity_is_of_hostname_pid_clock_timestamp_type_and_task() {
     let base = json!({"type": "task-started", "hostname": "w@h", "pid": 1, "clock": 1, "timestamp": 1_795_219_800.5, "uuid": "t"});
-    let event = &decode_all(&[base.clone()])[0];
+    let event = &decode_all(std::slice::from_ref(&base))[0];
     let mut same = event.clone();
     same.arrived = UnixMicros(1);
     same.result = Some("other".into());

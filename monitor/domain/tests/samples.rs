@@ -1,5 +1,7 @@
 //! Every event captured from real Celery decodes.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 use std::collections::BTreeMap;
 
 use base64::Engine as _;

@@ -84,7 +84,7 @@ impl<'l> Builder<'l> {
             "signum" => self.event.signum = self.signal(value),
             "utcoffset" | "local_received" => {}
             "freq" | "active" | "processed" | "loadavg" | "sw_ident" | "sw_ver" | "sw_sys" => {
-                self.set_worker(key, value)
+                self.set_worker(key, value);
             }
             "progress" | "step_key" | "message" | "meta" | "steps" => self.set_progress(key, value),
             _ => self.set_extra(key, &value),
@@ -194,11 +194,11 @@ impl<'l> Builder<'l> {
             "sw_ident" => self.worker.sw_ident = self.name(value),
             "sw_ver" => self.worker.sw_ver = self.name(value),
             "sw_sys" => self.worker.sw_sys = self.name(value),
-            _ => self.worker.loadavg = self.loadavg(&value),
+            _ => self.worker.loadavg = Self::loadavg(&value),
         }
     }
 
-    fn loadavg(&mut self, value: &Scalar<'_>) -> Option<[f64; 3]> {
+    fn loadavg(value: &Scalar<'_>) -> Option<[f64; 3]> {
         let Scalar::Json(json) = value else { return None };
         let mut numbers = json
             .trim_matches(['[', ']'])
@@ -221,7 +221,9 @@ impl<'l> Builder<'l> {
                 Scalar::Int(_) | Scalar::Float(_) | Scalar::NotANumber(_) | Scalar::Huge(_) => {
                     progress.percent = value.into_number(repairs);
                 }
-                other => self.set_extra(key, &other),
+                other @ (Scalar::Null | Scalar::Bool(_) | Scalar::Text(_) | Scalar::Json(_)) => {
+                    self.set_extra(key, &other);
+                }
             },
             "step_key" => progress.step_key = value.into_text(repairs).map(Box::from),
             "message" => progress.message = value.into_text(repairs).map(Box::from),
@@ -292,9 +294,10 @@ impl<'l> Builder<'l> {
     }
 
     fn signal(&mut self, value: Scalar<'_>) -> Option<Box<str>> {
-        match value {
-            Scalar::Int(number) => Some(number.to_string().into()),
-            other => self.name(other),
+        if let Scalar::Int(number) = value {
+            Some(number.to_string().into())
+        } else {
+            self.name(value)
         }
     }
 

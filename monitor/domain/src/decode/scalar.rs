@@ -30,24 +30,25 @@ impl<'a> Scalar<'a> {
         match self {
             Self::Null => None,
             Self::Text(text) => Some(text),
-            Self::Json(json) => Some(match unmark(&json) {
-                Some(text) => text.into(),
-                None => {
+            Self::Json(json) => Some(unmark(&json).map_or_else(
+                || {
                     repairs.insert(Repair::WrongType);
                     json
-                }
-            }),
+                },
+                Cow::Owned,
+            )),
             Self::Huge(digits) => {
                 repairs.insert(Repair::HugeInteger);
                 Some(digits)
             }
-            other @ (Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::NotANumber(_)) => {
+            Self::NotANumber(name) => {
+                repairs.insert(Repair::WrongType);
+                Some(name.into())
+            }
+            other @ (Self::Bool(_) | Self::Int(_) | Self::Float(_)) => {
                 repairs.insert(Repair::WrongType);
                 let mut out = String::new();
-                match other {
-                    Self::NotANumber(name) => out.push_str(name),
-                    other => other.write_json(None, repairs, &mut out),
-                }
+                other.write_json(None, repairs, &mut out);
                 Some(out.into())
             }
         }
@@ -55,27 +56,29 @@ impl<'a> Scalar<'a> {
 
     /// Returns the value as integer.
     pub(crate) fn into_integer(self, repairs: &mut Repairs) -> Option<i64> {
-        match self {
-            Self::Int(value) => Some(value),
-            Self::Float(value) if value.fract() == 0.0 && value.abs() < 9e15 => Some(value as i64),
+        match &self {
+            Self::Int(value) => Some(*value),
+            Self::Float(value) if value.fract() == 0.0 && value.abs() < 9e15 => Some(*value as i64),
             Self::Text(text) => {
                 repairs.insert(Repair::WrongType);
                 text.trim().parse().ok()
             }
-            other => other.no_number(repairs),
+            Self::Null | Self::Bool(_) | Self::Float(_) | Self::NotANumber(_) | Self::Huge(_) | Self::Json(_) => {
+                self.no_number(repairs)
+            }
         }
     }
 
     /// Returns the value as number.
     pub(crate) fn into_number(self, repairs: &mut Repairs) -> Option<f64> {
-        match self {
-            Self::Int(value) => Some(value as f64),
-            Self::Float(value) => Some(value),
+        match &self {
+            Self::Int(value) => Some(*value as f64),
+            Self::Float(value) => Some(*value),
             Self::Text(text) => {
                 repairs.insert(Repair::WrongType);
                 text.trim().parse().ok().filter(|value: &f64| value.is_finite())
             }
-            other => other.no_number(repairs),
+            Self::Null | Self::Bool(_) | Self::NotANumber(_) | Self::Huge(_) | Self::Json(_) => self.no_number(repairs),
         }
     }
 
@@ -108,7 +111,7 @@ impl<'a> Scalar<'a> {
         time
     }
 
-    fn no_number<T>(self, repairs: &mut Repairs) -> Option<T> {
+    fn no_number<T>(&self, repairs: &mut Repairs) -> Option<T> {
         match self {
             Self::Null => {}
             Self::NotANumber(_) => repairs.insert(Repair::NotANumber),

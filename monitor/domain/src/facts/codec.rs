@@ -99,8 +99,8 @@ impl<'f> Writer<'f> {
         if let Some(percent) = texts.percent {
             self.out.extend_from_slice(&percent.to_le_bytes());
         }
-        self.unsigned(texts.texts.len() as u64);
-        for (field, text) in &texts.texts {
+        self.unsigned(texts.fields.len() as u64);
+        for (field, text) in &texts.fields {
             self.out.push(*field as u8);
             self.string(text);
         }
@@ -185,15 +185,15 @@ impl Reader<'_> {
         let key = self.key()?;
         let cut = PayloadFields(self.byte()?);
         let percent = if self.byte()? == 0 { None } else { Some(self.bits()?) };
-        let mut texts = Vec::new();
+        let mut fields = Vec::new();
         for _ in 0..self.unsigned()? {
             let field = self.byte()?;
             let field = field_of(field).ok_or_else(|| self.damaged())?;
-            texts.push((field, Box::from(&*self.string()?)));
+            fields.push((field, Box::from(&*self.string()?)));
         }
         Ok(Texts {
             key,
-            texts,
+            fields,
             percent,
             cut,
         })
@@ -230,7 +230,7 @@ impl Reader<'_> {
         let len = self.unsigned()? as usize;
         let end = self.pos.checked_add(len).ok_or_else(|| self.damaged())?;
         let bytes = self.bytes.get(self.pos..end).ok_or_else(|| self.damaged())?;
-        let text = std::str::from_utf8(bytes).or_else(|_| Err(self.damaged()))?;
+        let text = std::str::from_utf8(bytes).or(Err(self.damaged()))?;
         let text: Arc<str> = text.into();
         self.pos = end;
         self.strings.push(Arc::clone(&text));

@@ -166,9 +166,8 @@ fn value_len(text: &str) -> usize {
                 skip_nested_string(quote, &mut chars);
             }
             '(' | '[' | '{' | '<' => depth += 1,
-            ')' | ']' | '}' | '>' if depth == 0 => return index,
+            ')' | ']' | '}' | '>' | ',' | '\n' if depth == 0 => return index,
             ')' | ']' | '}' | '>' => depth -= 1,
-            ',' | '\n' if depth == 0 => return index,
             _ => {}
         }
     }

@@ -31,7 +31,17 @@ impl<'f> Life<'f> {
         for (index, fact) in facts.iter().enumerate() {
             match fact.key.step {
                 Step::Sent => sent.push((Place::default(), index, fact)),
-                _ => lanes.add(index, fact),
+                Step::Received
+                | Step::Started
+                | Step::Custom
+                | Step::Retried
+                | Step::Rejected
+                | Step::Cancelled
+                | Step::Revoked
+                | Step::Failed
+                | Step::Succeeded
+                | Step::Progress
+                | Step::Steps => lanes.add(index, fact),
             }
         }
         let deliveries = lanes
@@ -215,7 +225,7 @@ impl Timeline {
 #[derive(Debug, Default)]
 struct Lanes<'f> {
     deliveries: Vec<Delivery<'f>>,
-    lanes: Vec<Lane<'f>>,
+    workers: Vec<Lane<'f>>,
     /// Custom events before any other; those of a pool process often carry an earlier time than `task-started`.
     early: Vec<(usize, &'f Fact)>,
 }
@@ -239,24 +249,22 @@ impl<'f> Lanes<'f> {
         {
             return delivery.apply(index, fact);
         }
-        let Some(Lane { current, next, .. }) = self.lanes.get(lane) else {
+        let Some(Lane { current, next, .. }) = self.workers.get(lane) else {
             return;
         };
         let (current, next) = (*current, *next);
-        let target = match fact.key.step {
-            Step::Received => self.received(lane, current, next, index, fact),
-            Step::Started
-                if self
-                    .at(current)
-                    .is_some_and(|delivery| delivery.started.is_some() && !delivery.is_over()) =>
-            {
-                next.or(current)
-            }
-            _ if self.at(current).is_some_and(|delivery| !delivery.takes(fact)) => next,
-            _ => current,
+        let is_running = |delivery: &Delivery<'_>| delivery.started.is_some() && !delivery.is_over();
+        let target = if fact.key.step == Step::Received {
+            self.received(lane, current, next, index, fact)
+        } else if fact.key.step == Step::Started && self.at(current).is_some_and(is_running) {
+            next.or(current)
+        } else {
+            current
+                .filter(|_| self.at(current).is_none_or(|delivery| delivery.takes(fact)))
+                .or(next)
         };
         let target = target.unwrap_or_else(|| self.open(index, fact, None));
-        if let Some(lane) = self.lanes.get_mut(lane)
+        if let Some(lane) = self.workers.get_mut(lane)
             && fact.key.step != Step::Received
         {
             lane.current = Some(target);
@@ -270,7 +278,7 @@ impl<'f> Lanes<'f> {
     /// Returns the delivery of an attempt that has ended without a word, because the next one has already begun: a retry
     /// without countdown can start, and even end, before the worker tells of the attempt before it.
     fn overtaken(&mut self, lane: usize, fact: &Fact) -> Option<&mut Delivery<'f>> {
-        let Lane { current, next, .. } = self.lanes.get(lane)?;
+        let Lane { current, next, .. } = self.workers.get(lane)?;
         let (current, next) = (*current, *next);
         let of_this_process =
             |delivery: &Delivery<'_>| delivery.host == &*fact.key.host && delivery.pid == fact.key.pid;
@@ -317,7 +325,7 @@ impl<'f> Lanes<'f> {
             return current;
         }
         let opened = self.open(index, fact, Some(retries));
-        if let Some(lane) = self.lanes.get_mut(lane) {
+        if let Some(lane) = self.workers.get_mut(lane) {
             if running {
                 lane.next = Some(opened);
             } else {
@@ -329,7 +337,7 @@ impl<'f> Lanes<'f> {
 
     /// Custom events come from pool processes as well; they join what their worker does, else what began last.
     fn add_custom(&mut self, index: usize, fact: &'f Fact) {
-        let lane = self.lanes.iter_mut().find(|lane| *lane.host == *fact.key.host);
+        let lane = self.workers.iter_mut().find(|lane| *lane.host == *fact.key.host);
         let target = match lane {
             Some(lane) => {
                 let over = lane
@@ -359,16 +367,16 @@ impl<'f> Lanes<'f> {
     }
 
     fn lane_of(&mut self, fact: &'f Fact) -> usize {
-        self.lanes
+        self.workers
             .iter()
             .position(|lane| *lane.host == *fact.key.host)
             .unwrap_or_else(|| {
-                self.lanes.push(Lane {
+                self.workers.push(Lane {
                     host: &fact.key.host,
                     current: None,
                     next: None,
                 });
-                self.lanes.len() - 1
+                self.workers.len() - 1
             })
     }
 
@@ -388,13 +396,19 @@ impl Delivery<'_> {
     /// Says whether a fact other than a `task-received` still belongs here.
     fn takes(&self, fact: &Fact) -> bool {
         match self.phase {
-            // Ends that are told twice, in any form.
-            Phase::Success | Phase::Failure | Phase::Revoked | Phase::Rejected => true,
             Phase::Retry => fact.key.step == Step::Retried,
             Phase::Requeued => {
                 matches!(fact.key.step, Step::Rejected | Step::Cancelled) && !fact.flags.has(Flags::FOR_GOOD)
             }
-            Phase::Waiting | Phase::Received | Phase::Started | Phase::Custom => true,
+            // An end can be told twice, in any form.
+            Phase::Success
+            | Phase::Failure
+            | Phase::Revoked
+            | Phase::Rejected
+            | Phase::Waiting
+            | Phase::Received
+            | Phase::Started
+            | Phase::Custom => true,
         }
     }
 }
