@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kanchi_domain::{
-    Decoded, EventKind, Limits, RawMessage, RejectReason, UnixMicros, decode, decode_virtual_envelope,
+    Decoded, EventKind, Limits, RawMessage, RejectReason, TaskFacts, UnixMicros, decode, decode_virtual_envelope,
 };
 use serde_json::Value;
 
@@ -198,4 +198,27 @@ fn the_useless_repr_of_a_lost_process_is_explained() {
             .iter()
             .all(|(text, class)| text.starts_with("TimeLimitExceeded(2") && *class == "TimeLimitExceeded")
     );
+}
+
+#[test]
+fn the_captured_events_of_each_task_make_its_state() {
+    let mut tasks: BTreeMap<String, (TaskFacts, Vec<String>)> = BTreeMap::new();
+    for event in amqp()
+        .into_iter()
+        .chain(redis())
+        .flat_map(|(_, decoded)| decoded.events)
+    {
+        let Some(id) = &event.task_id else { continue };
+        let (facts, types) = tasks.entry(id.to_string()).or_default();
+        facts.absorb(&event);
+        types.push(event.type_name.trim_start_matches("task-").to_owned());
+    }
+    let mut states: BTreeMap<String, usize> = BTreeMap::new();
+    for (facts, types) in tasks.values() {
+        let row = facts.project();
+        *states
+            .entry(format!("{} → {}", types.join(" "), row.state))
+            .or_default() += 1;
+    }
+    insta::assert_yaml_snapshot!(states);
 }

@@ -1,0 +1,103 @@
+//! How long an event takes, by hand: `cargo test --release -p kanchi-domain --test speed -- --ignored --nocapture`.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement for people")]
+
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kanchi_domain::{Limits, RawMessage, TaskFacts, UnixMicros, decode, decode_virtual_envelope};
+use serde_json::Value;
+
+const ROUNDS: u32 = 2_000;
+
+/// The four events of a task that succeeds, as Redis delivers them.
+fn envelopes() -> Vec<Vec<u8>> {
+    let of_success = |sample: &Value| {
+        let note = sample["note"].as_str().unwrap();
+        [
+            "task-sent(retries=0)",
+            "task-received(retries=0)",
+            "task-started",
+            "task-succeeded",
+        ]
+        .iter()
+        .any(|kind| note.ends_with(kind))
+    };
+    let lines = include_str!("samples/redis-events.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .filter(of_success)
+        .take(4)
+        .map(|sample| STANDARD.decode(sample["raw_base64"].as_str().unwrap()).unwrap())
+        .collect()
+}
+
+#[test]
+#[ignore = "a measurement, not a test"]
+fn nanoseconds_per_event() {
+    let (envelopes, limits) = (envelopes(), Limits::default());
+    assert_eq!(envelopes.len(), 4);
+    let measure = |name: &str, step: &mut dyn FnMut()| {
+        let begin = Instant::now();
+        for _ in 0..ROUNDS {
+            step();
+        }
+        println!(
+            "{name:30} {:6} ns an event",
+            begin.elapsed().as_nanos() / u128::from(ROUNDS * 4)
+        );
+    };
+    let decode_all = || {
+        let event = |bytes: &Vec<u8>| {
+            let envelope = decode_virtual_envelope(bytes).unwrap();
+            decode(&envelope.as_raw_message(), UnixMicros(0), &limits)
+                .events
+                .remove(0)
+        };
+        envelopes.iter().map(event).collect::<Vec<_>>()
+    };
+    let absorb_all = |events: &[kanchi_domain::Event]| {
+        let mut facts = TaskFacts::new();
+        events.iter().for_each(|event| drop(facts.absorb(event)));
+        facts
+    };
+    let events = decode_all();
+    let facts = absorb_all(&events);
+    let encoded = facts.encode();
+    println!("{} bytes of facts, {} in memory", encoded.len(), facts.memory());
+    let raw: Vec<_> = envelopes
+        .iter()
+        .map(|bytes| decode_virtual_envelope(bytes).unwrap())
+        .collect();
+    measure("envelope", &mut || {
+        envelopes.iter().for_each(|bytes| drop(decode_virtual_envelope(bytes)))
+    });
+    measure("decode", &mut || {
+        raw.iter()
+            .for_each(|envelope| drop(decode(&envelope.as_raw_message(), UnixMicros(0), &limits)))
+    });
+    let body: Vec<_> = raw
+        .iter()
+        .map(|envelope| STANDARD.decode(envelope.body.as_bytes()).unwrap())
+        .collect();
+    let plain = |body| RawMessage {
+        body,
+        content_type: Some("application/json"),
+        ..RawMessage::default()
+    };
+    measure("decode without base64", &mut || {
+        body.iter()
+            .for_each(|body| drop(decode(&plain(body), UnixMicros(0), &limits)))
+    });
+    measure("absorb", &mut || drop(absorb_all(&events)));
+    measure("project, once a task", &mut || drop(facts.project()));
+    measure("encode, once a task", &mut || drop(facts.encode()));
+    measure("decode facts, once a task", &mut || drop(TaskFacts::decode(&encoded)));
+    let mut out = String::new();
+    measure("to JSON", &mut || {
+        out.clear();
+        events.iter().for_each(|event| event.write_json(&mut out));
+    });
+}
