@@ -1,5 +1,6 @@
 //! What a pass needs, built once and passed explicitly.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -88,6 +89,9 @@ impl std::fmt::Debug for Context {
 pub struct Scopes {
     /// Written once per scope at start; read by all passes.
     entries: RwLock<Vec<(Scope, Store<Guarded>, Arc<WakeQueue>)>>,
+    /// How many caches have been listed. The stores' own `wait_until_ready` wakes one waiter only, and that is the
+    /// controller.
+    listed: AtomicUsize,
 }
 
 impl Scopes {
@@ -121,9 +125,14 @@ impl Scopes {
         }
     }
 
-    /// Returns the caches, to wait for them.
-    pub fn stores(&self) -> Vec<Store<Guarded>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, store, _)| store.clone()).collect()
+    /// Notes that a scope's cache is listed for the first time.
+    pub fn note_listed(&self) {
+        self.listed.fetch_add(1, Ordering::Release);
+    }
+
+    /// Returns how many caches have been listed.
+    pub fn listed(&self) -> usize {
+        self.listed.load(Ordering::Acquire)
     }
 }
 

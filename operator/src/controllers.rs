@@ -35,15 +35,19 @@ pub async fn run_celery_brokers(context: Arc<Context>, scope: Scope, stop: Cance
     let (store, writer) = reflector::store::<Guarded>();
     let wake = Arc::new(WakeQueue::default());
     context.scopes.add(scope.clone(), store.clone(), Arc::clone(&wake));
-    let forgetting = Arc::clone(&context);
+    let watching = Arc::clone(&context);
+    let mut listed = false;
     let brokers = watcher(api::<Guarded>(&context, &scope), watcher::Config::default())
         .default_backoff()
         .modify(|object| object.meta_mut().managed_fields = None)
         .reflect(writer)
-        .inspect_ok(move |event| {
-            if let watcher::Event::Delete(object) = event {
-                celery_broker::forget(&forgetting, object);
-            }
+        .inspect_ok(move |event| match event {
+            watcher::Event::Delete(object) => celery_broker::forget(&watching, object),
+            watcher::Event::InitDone if !std::mem::replace(&mut listed, true) => watching.scopes.note_listed(),
+            watcher::Event::InitDone
+            | watcher::Event::Init
+            | watcher::Event::InitApply(_)
+            | watcher::Event::Apply(_) => {}
         })
         .applied_objects()
         // A write of the status must not wake us; an annotation we obey, a finalizer and a deletion must.

@@ -114,7 +114,7 @@ pub async fn operate(
     let pulse = health.pulse("feed", PULSE);
     tasks.spawn(ended("the feed", controllers::feed::run(Arc::clone(&context), stop.clone(), pulse)));
     tasks.spawn(ended("the store link", lead_store(Arc::clone(&context), installation, stop.clone())));
-    tasks.spawn(ended("the readiness check", ready(Arc::clone(&context), health.clone(), stop.clone())));
+    tasks.spawn(ended("the readiness check", ready(Arc::clone(&context), args.scopes().len(), health.clone(), stop.clone())));
     let mut settings =
         LeaseSettings::new(args.pod_namespace.clone(), args.lease_name.clone(), identity(&args), args.lease_duration());
     settings.renew_every = settings.renew_every.min(Duration::from_secs(5));
@@ -211,19 +211,10 @@ async fn lead_store(context: Arc<Context>, installation: String, stop: Cancellat
 }
 
 /// Ready once all caches are listed; then idle until the end.
-async fn ready(context: Arc<Context>, health: Health, stop: CancellationToken) {
+async fn ready(context: Arc<Context>, scopes: usize, health: Health, stop: CancellationToken) {
     let listed = async {
-        // The controllers add their caches in their first moments.
-        let mut stores = context.scopes.stores();
-        while stores.is_empty() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            stores = context.scopes.stores();
-        }
-        for store in stores {
-            if let Err(error) = store.wait_until_ready().await {
-                tracing::warn!(error = %chain(&error), "a cache ended before it was listed");
-                return;
-            }
+        while context.scopes.listed() < scopes {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         health.set_ready();
         tracing::info!("caches listed, ready");

@@ -283,8 +283,8 @@ impl StoreLink {
     async fn connect(&self, installation: &str) -> Result<(StoreAdmin, StoreUrl), Error> {
         let url = self.inner.source.read().await?;
         let admin = bounded("connect to the store", REQUEST_LIMIT, StoreAdmin::connect(&url)).await?;
-        bounded("claim the store", REQUEST_LIMIT, admin.claim_installation(installation)).await?;
         bounded("migrate the store", LONG_LIMIT, admin.migrate()).await?;
+        bounded("claim the store", REQUEST_LIMIT, admin.claim_installation(installation)).await?;
         upkeep(&admin).await?;
         tracing::info!(store.endpoint = %url.endpoint(), "store claimed and migrated");
         Ok((admin, url))

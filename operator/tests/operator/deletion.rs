@@ -28,12 +28,14 @@ async fn retain_has_no_finalizer_and_the_history_is_found_again() {
     let broker = world.broker("orders").await;
     assert!(broker.finalizers().is_empty());
     let key = broker.status.unwrap().store_key;
-    let mut reporter = world.reporter("orders").await;
+    let reporter = tokio::sync::Mutex::new(world.reporter("orders").await);
     world.delete::<CeleryBroker>("orders").await;
     world.await_gone::<Secret>("orders-monitor").await;
-    eventually("the old role may not log in", PATIENCE, || {
-        let beat = reporter.heartbeat(&connected());
-        async { beat.await.err().map(|_| ()).ok_or_else(|| "still writes".to_owned()) }
+    eventually("the old role may not log in", PATIENCE, || async {
+        match reporter.lock().await.heartbeat(&connected()).await {
+            Ok(()) => Err("still writes".to_owned()),
+            Err(_refused) => Ok(()),
+        }
     })
     .await;
     world.apply("orders", redis("Retain")).await;

@@ -252,21 +252,30 @@ impl Cluster {
     }
 }
 
+const BINARIES: [&str; 3] = ["etcd", "kube-apiserver", "kube-controller-manager"];
+
 /// Returns the folder of the binaries; a test without them fails and says what to do.
 fn binaries() -> PathBuf {
-    let folder = std::env::var_os(BIN).map_or_else(
-        || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache/kanchi/lab/bin"),
-        PathBuf::from,
-    );
-    for name in ["etcd", "kube-apiserver", "kube-controller-manager"] {
-        let path = folder.join(name);
-        assert!(
-            path.is_file(),
-            "the operator's tests need {}: run `make lab-up` once, which builds it, or set {BIN} to a folder that has it",
-            path.display()
-        );
+    let has_all = |folder: &PathBuf| BINARIES.iter().all(|name| folder.join(name).is_file());
+    if let Some(named) = std::env::var_os(BIN) {
+        let named = PathBuf::from(named);
+        assert!(has_all(&named), "{BIN} names {}, which lacks one of {}", named.display(), BINARIES.join(", "));
+        return named;
     }
-    folder
+    let cache = std::env::var_os("KANCHI_CACHE")
+        .map_or_else(|| Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache/kanchi"), PathBuf::from);
+    let components = cache.join("lab/components");
+    let entries = fs::read_dir(&components).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = entries.filter(has_all).collect();
+    found.sort();
+    found.pop().unwrap_or_else(|| {
+        panic!(
+            "the operator's tests need {} of Kubernetes, and {} has none: run `make lab-up` once, which builds them, or \
+             set {BIN} to a folder that has them",
+            BINARIES.join(", "),
+            components.display()
+        )
+    })
 }
 
 fn free_port() -> u16 {
