@@ -364,7 +364,7 @@ mod tests {
     }
 
     fn sample(name: String, ready: u64) -> QueueSample {
-        QueueSample { name, ready: Some(ready), unacked: None, consumers: Some(1), oldest_unacked_since: None }
+        QueueSample { name, ready: Some(ready), unacked: None, consumers: Some(1) }
     }
 
     #[test]

@@ -26,8 +26,10 @@ use crate::spool::{Spool, SpoolOptions};
 /// Bounds of a monitor. Together they keep it well below a container limit of 128 MiB.
 #[derive(Clone, Debug)]
 pub struct MonitorLimits {
-    /// RabbitMQ: delivered and not yet acknowledged. Redis: read and not yet taken.
-    pub stream_bytes: usize,
+    /// RabbitMQ: delivered and not yet acknowledged.
+    pub unacknowledged_bytes: usize,
+    /// Redis: read and not yet moved into the ring; what does not fit is lost, so it must hold a few large messages.
+    pub unread_bytes: usize,
     /// Redis: messages waiting in memory.
     pub ring_bytes: usize,
     /// Redis: messages waiting on disk.
@@ -45,7 +47,8 @@ pub struct MonitorLimits {
 impl Default for MonitorLimits {
     fn default() -> Self {
         Self {
-            stream_bytes: 12 * 1024 * 1024,
+            unacknowledged_bytes: 12 * 1024 * 1024,
+            unread_bytes: 24 * 1024 * 1024,
             ring_bytes: 8 * 1024 * 1024,
             // Nine tenths of the volume: the kubelet evicts a pod whose emptyDir passes its limit.
             spool_bytes: kanchi_contract::SPOOL_BYTES / 10 * 9,
@@ -101,14 +104,18 @@ impl Monitor {
         let end = CancellationToken::new();
         let give_up = CancellationToken::new();
 
-        let (store, last_seen) = tokio::select! {
+        let (store, previous) = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            seen = report::last_seen(&settings, ASK_STORE) => seen,
+            previous = report::previous(&settings, ASK_STORE) => previous,
         };
         let options = EventStreamOptions {
-            budget_bytes: self.limits.stream_bytes,
+            budget_bytes: match transport {
+                Transport::Amqp => self.limits.unacknowledged_bytes,
+                Transport::Redis => self.limits.unread_bytes,
+            },
             max_backoff: MAX_BACKOFF,
-            last_seen,
+            last_seen: previous.last_connected_at,
+            previous_queue: previous.event_queue,
             ..EventStreamOptions::default()
         };
         let spec = self.loaded.settings.broker.clone();
@@ -192,6 +199,7 @@ impl Monitor {
                 version: self.version.clone(),
                 shutdown: reporter_end.clone(),
                 store,
+                workers_saved: None,
             }
             .run(),
         );

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kanchi_broker::ConnectionState;
-use kanchi_domain::UnixMicros;
-use kanchi_store::{Error as StoreError, Heartbeat, StoreReporter};
+use kanchi_store::{Error as StoreError, Heartbeat, Previous, StoreReporter};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +20,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How often workers, gaps and queue samples are written.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often workers are written whose state did not change; all together, so that samples of one minute are complete.
+const WORKERS_EVERY: Duration = Duration::from_secs(6);
 
 /// How often final tasks move to history.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -53,6 +55,8 @@ pub struct Reporter {
     pub shutdown: CancellationToken,
     /// The connection, once there is one.
     pub store: Option<StoreReporter>,
+    /// When workers were written last.
+    pub workers_saved: Option<Instant>,
 }
 
 impl Reporter {
@@ -116,7 +120,13 @@ impl Reporter {
             self.store().await?.save_gap(&gap).await?;
             self.shared.gap_stored(gap.id);
         }
-        let workers = self.shared.workers().take_dirty();
+        let routine = self.workers_saved.is_none_or(|at| at.elapsed() >= WORKERS_EVERY);
+        let workers = if routine || self.shared.workers().is_urgent() {
+            self.workers_saved = Some(Instant::now());
+            self.shared.workers().take_dirty()
+        } else {
+            Vec::new()
+        };
         if !workers.is_empty()
             && let Err(error) = self.store().await?.save_workers(&workers).await
         {
@@ -198,7 +208,7 @@ impl Reporter {
             version: self.version.clone(),
             connection: connection.map_or(ConnectionState::Connecting, |report| report.state).as_str().to_owned(),
             reason: connection.and_then(|report| report.reason).map(|reason| reason.as_str().to_owned()),
-            message: status.config_error.clone().or(message),
+            message,
             broker_version: connection.and_then(|report| report.broker_version.clone()),
             last_event_at: status.last_event_at,
             lag_seconds: status.lag_seconds,
@@ -206,28 +216,27 @@ impl Reporter {
             workers_online: connected.then_some(counts.online),
             messages_queued: status.messages_queued,
             spool_bytes: self.buffer.as_ref().map(|buffer| buffer.fill().waiting_bytes),
+            event_queue: connection.and_then(|report| report.event_queue.clone()),
+            config_error: status.config_error.clone(),
         }
     }
 }
 
-/// Asks, for a short time, when the process before this one was last writing: a restart's gap begins there.
-pub async fn last_seen(
-    settings: &SettingsWatch,
-    patience: Duration,
-) -> (Option<StoreReporter>, Option<UnixMicros>) {
+/// Asks, for a short time, what the process before this one left: a restart's gap begins where it was last connected.
+pub async fn previous(settings: &SettingsWatch, patience: Duration) -> (Option<StoreReporter>, Previous) {
     let settings = Arc::clone(&settings.borrow());
     let ask = async {
         let mut store = StoreReporter::connect(&settings.store, settings.retention).await?;
-        let at = store.last_commit_at().await?;
-        Ok::<_, StoreError>((store, at))
+        let previous = store.previous().await?;
+        Ok::<_, StoreError>((store, previous))
     };
     match tokio::time::timeout(patience, ask).await {
-        Ok(Ok((store, at))) => (Some(store), at),
+        Ok(Ok((store, previous))) => (Some(store), previous),
         Ok(Err(error)) => {
             let text = crate::error_chain(&error);
-            tracing::warn!(reason = error.kind().as_str(), error = %text, "the store was not asked for the last commit");
-            (None, None)
+            tracing::warn!(reason = error.kind().as_str(), error = %text, "the store was not asked what was before");
+            (None, Previous::default())
         }
-        Err(_elapsed) => (None, None),
+        Err(_elapsed) => (None, Previous::default()),
     }
 }

@@ -243,6 +243,11 @@ impl WorkerTable {
         std::mem::take(&mut self.newly_online).into_iter().collect()
     }
 
+    /// Tells whether the state of a worker has changed since the rows were written.
+    pub fn is_urgent(&self) -> bool {
+        self.workers.values().any(|worker| worker.dirty && worker.state.as_str() != worker.row.state)
+    }
+
     /// Returns the rows to be written, and counts them as written.
     pub fn take_dirty(&mut self) -> Vec<WorkerRow> {
         let mut rows = Vec::new();

@@ -1,0 +1,3 @@
+//! The ingest path beside Postgres's own COPY.
+
+fn main() {}

@@ -1,0 +1,239 @@
+//! Redis: nothing waits at the broker, so the monitor's own buffers are what counts.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use kanchi_contract::file;
+use kanchi_test_servers::postgres::Postgres;
+use kanchi_test_servers::redis::Redis;
+
+use crate::celery::{Shape, messages, stream, task_id};
+use crate::rig::{PASSWORD, RedisPublisher, Rig, envelope, envelope_of};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+fn events_metric(monitor: &crate::rig::MonitorProcess) -> u64 {
+    monitor.metric("kanchi_monitor_batch_events_sum").unwrap_or_default() as u64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_event_is_stored_and_sigterm_drains() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    let events = stream(Shape::realistic(2_000, 1), now());
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    for body in messages(&events) {
+        publisher.publish(body.routing_key, &envelope(&body))?;
+    }
+    publisher.flush()?;
+    // The end of the stream is read and stored within the drain.
+    let read = events.len() as f64;
+    monitor.until("all events are read", PATIENCE, |monitor| {
+        let text = monitor.metrics().unwrap_or_default();
+        let total: f64 = text
+            .lines()
+            .filter(|line| line.starts_with("kanchi_monitor_events_total{"))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum();
+        total >= read
+    })?;
+    let status = monitor.terminate()?;
+    assert!(status.success(), "{status}\n{}", monitor.log());
+    assert_eq!(rig.events()?, events.len() as u64);
+    // 2,000 tasks of this stream, of which 20 do not end in it, and 20 whose beginning was before it.
+    let tasks = rig.tasks()?;
+    let total: u64 = tasks.split(' ').filter_map(|pair| pair.rsplit(':').next()?.trim().parse::<u64>().ok()).sum();
+    assert_eq!(total, 2_020, "{tasks}");
+    assert!(!monitor.whole_log().contains(PASSWORD), "a secret in the log");
+    assert!(monitor.whole_log().lines().next().unwrap_or_default().contains("build.version"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_fills_the_spool_and_nothing_is_lost() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let mut rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    let events = stream(Shape::short(20_000, 2), now());
+    let bodies = messages(&events);
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    let third = bodies.len() / 3;
+    for (number, body) in bodies.iter().enumerate() {
+        if number == third {
+            publisher.flush()?;
+            rig.postgres.stop()?;
+        }
+        publisher.publish(body.routing_key, &envelope(body))?;
+        // Between full speed and a pause: a reader on a busy machine must not be cut by Redis.
+        if number % 500 == 0 {
+            publisher.flush()?;
+        }
+    }
+    publisher.flush()?;
+    monitor.until("the spool is in use", PATIENCE, |monitor| {
+        monitor.metric("kanchi_monitor_spool_bytes").unwrap_or_default() > 0.0
+    })?;
+    rig.postgres.start()?;
+    let all = events.len() as u64;
+    monitor.until("everything is stored", PATIENCE, |monitor| events_metric(monitor) >= all)?;
+    assert_eq!(rig.events()?, all);
+    assert_eq!(monitor.metric("kanchi_monitor_dropped_messages_total"), Some(0.0));
+    monitor.until("the spool is empty again", PATIENCE, |monitor| {
+        monitor.metric("kanchi_monitor_spool_bytes") == Some(0.0)
+    })?;
+    assert!(monitor.peak_memory() < 128 << 20, "{}", monitor.peak_memory());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_stream_stops_nobody_and_stays_small() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    let id = |number| task_id(99, number);
+    let hostile: Vec<Vec<u8>> = vec![
+        b"not an envelope".to_vec(),
+        b"{".to_vec(),
+        b"".to_vec(),
+        envelope_of(b"{\"type\":", "task.x", "h"),
+        envelope_of(b"[1, null, \"text\", {}]", "task.multi", "h"),
+        envelope_of(b"\x80\x04\x95", "task.x", "h"),
+        envelope_of(format!(r#"{{"type":"task-sent","uuid":"{}","hostname":"h\u0000\ud800","timestamp":NaN}}"#, id(1)).as_bytes(), "task.sent", "h"),
+        envelope_of(br#"{"type":"task-sent","uuid":"","hostname":"h","timestamp":1e400}"#, "task.sent", "h"),
+        envelope_of(br#"{"type":"task-sent","uuid":17,"hostname":5,"timestamp":"yesterday","retries":123456789012345678901234567890}"#, "task.sent", "h"),
+        envelope_of(format!(r#"{{"type":"{}","hostname":"{}","timestamp":1}}"#, "x".repeat(10_000), "y".repeat(10_000)).as_bytes(), "x", "h"),
+        envelope_of(b"\xff\xfe{}", "task.x", "h"),
+    ];
+    for message in &hostile {
+        publisher.publish("task.multi", message)?;
+    }
+    let events = stream(Shape::short(500, 3), now());
+    let bodies = messages(&events);
+    let half = bodies.len() / 2;
+    for body in &bodies[..half] {
+        publisher.publish(body.routing_key, &envelope(body))?;
+    }
+    publisher.flush()?;
+    for body in &bodies[half..] {
+        publisher.publish(body.routing_key, &envelope(body))?;
+    }
+    publisher.flush()?;
+    let good = events.len() as u64;
+    monitor.until("the good events are stored", PATIENCE, |_| rig.events().unwrap_or_default() >= good)?;
+    let letters: u64 = rig.sql("select count(*) from kanchi.dead_letter")?.trim().parse()?;
+    assert!(letters >= 6, "{letters}\n{}", rig.sql("select reason, detail from kanchi.dead_letter")?);
+    assert!(monitor.peak_memory() < 64 << 20, "{}", monitor.peak_memory());
+    assert!(monitor.get("/livez")?.starts_with("HTTP/1.1 200"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_megabyte_messages_stay_within_the_memory_limit() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let mut rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    let long = "x".repeat(7_400_000);
+    rig.postgres.stop()?;
+    let count = 100;
+    for number in 0..count {
+        let body = format!(
+            r#"[{{"type":"task-failed","uuid":"{}","hostname":"celery@w","pid":1,"clock":{number},"timestamp":{:.3},"exception":"E('x')","traceback":"{long}"}}]"#,
+            task_id(7, number),
+            now()
+        );
+        publisher.publish("task.multi", &envelope_of(body.as_bytes(), "task.multi", "celery@w"))?;
+        publisher.flush()?;
+        // One at a time, as a worker does: Redis cuts a subscriber that is 32 MB behind, whatever the subscriber does.
+        let read = number as f64;
+        monitor.until("it is read", PATIENCE, |monitor| {
+            monitor.metric("kanchi_monitor_messages_total").unwrap_or_default() > read
+        })?;
+    }
+    rig.postgres.start()?;
+    monitor.until("all are stored or counted", Duration::from_secs(300), |monitor| {
+        let dropped = monitor.metric("kanchi_monitor_dropped_messages_total").unwrap_or_default();
+        events_metric(monitor) as f64 + dropped >= count as f64
+    })?;
+    eprintln!(
+        "peak memory {} MiB, dropped {:?}",
+        monitor.peak_memory() >> 20,
+        monitor.metric("kanchi_monitor_dropped_messages_total")
+    );
+    assert!(monitor.peak_memory() < 128 << 20, "{} MiB", monitor.peak_memory() >> 20);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_password_is_used_without_a_restart_and_a_broken_file_changes_nothing() -> Result<()> {
+    let redis = Redis::with(kanchi_test_servers::redis::RedisOptions {
+        password: Some("first".into()),
+        ..Default::default()
+    })?;
+    let rig = Rig::new(Postgres::start_new()?, &redis.url_of("default", "first")).await?;
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    rig.write(file::BROKER_URL, "nonsense")?;
+    monitor.until("the broken URL is refused", PATIENCE, |monitor| {
+        monitor.metric("kanchi_monitor_config_current") == Some(0.0)
+    })?;
+    assert_eq!(monitor.metric("kanchi_monitor_connection{state=\"Connected\"}"), Some(1.0));
+    redis.cli(&["config", "set", "requirepass", "second"])?;
+    rig.write(file::BROKER_URL, &redis.url_of("default", "second"))?;
+    monitor.until("the new URL is in force", Duration::from_secs(30), |monitor| {
+        monitor.metric("kanchi_monitor_config_current") == Some(1.0)
+            && monitor.metric("kanchi_monitor_connection{state=\"Connected\"}") == Some(1.0)
+    })?;
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    drop(publisher.flush());
+    assert!(!monitor.whole_log().contains("second"), "a secret in the log");
+    assert!(monitor.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_monitor_takes_over_and_the_older_one_ends_saying_so() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    let mut older = rig.monitor(&[])?;
+    older.connected()?;
+    older.until("it writes", PATIENCE, |monitor| monitor.metric("kanchi_monitor_store_up") == Some(1.0))?;
+    let mut newer = rig.monitor_with_spool("second", &[])?;
+    newer.connected()?;
+    newer.until("it writes", PATIENCE, |monitor| monitor.metric("kanchi_monitor_store_up") == Some(1.0))?;
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    let events = stream(Shape::short(10, 5), now());
+    for body in messages(&events) {
+        publisher.publish(body.routing_key, &envelope(&body))?;
+    }
+    publisher.flush()?;
+    let status = older.ended()?;
+    assert_eq!(status.code(), Some(75), "{}", older.log());
+    assert!(older.log().contains("taken over"), "{}", older.log());
+    let all = events.len() as u64;
+    newer.until("everything is stored once", PATIENCE, |_| rig.events().unwrap_or_default() >= all)?;
+    assert_eq!(rig.events()?, all);
+    Ok(())
+}
+
+#[test]
+fn a_bad_configuration_ends_with_its_own_code() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"))
+        .args(["run", "--config-dir"])
+        .arg(directory.path())
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    assert_eq!(status.code(), Some(64));
+    Ok(())
+}

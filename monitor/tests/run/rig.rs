@@ -1,0 +1,362 @@
+//! A real monitor process on a real Postgres, and publishers that speak to real brokers.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kanchi_contract::{
+    Celery, EventQueue, EventQueueType, Identity, MonitorConfig, PayloadStore, Payloads, Queues, Retention, Workers, file,
+};
+use kanchi_store::{BrokerKey, BrokerSpec, RetentionPolicy, StoreAdmin, StoreUrl};
+use kanchi_test_servers::postgres::Postgres;
+
+use crate::celery::Body;
+
+pub(crate) const PASSWORD: &str = "canary-password-of-a-monitor";
+
+/// A Postgres with Kanchi's schema and one broker, and the monitor's mounted directory.
+pub(crate) struct Rig {
+    pub(crate) postgres: Postgres,
+    pub(crate) config: MonitorConfig,
+    pub(crate) key: BrokerKey,
+    directory: tempfile::TempDir,
+}
+
+impl Rig {
+    pub(crate) async fn new(postgres: Postgres, broker_url: &str) -> Result<Self> {
+        let owner = StoreUrl::parse(&postgres.create_installation("kanchi")?)?;
+        let admin = StoreAdmin::connect(&owner).await?;
+        admin.migrate().await?;
+        let spec = BrokerSpec {
+            namespace_uid: "uid-of-shop".into(),
+            namespace: "shop".into(),
+            name: "orders".into(),
+            display_name: None,
+            retention: RetentionPolicy::default(),
+        };
+        let key = admin.ensure_broker(&spec).await?;
+        let mode = admin.ensure_role(key, PASSWORD).await?;
+        let url = admin.monitor_url(key, mode, PASSWORD)?;
+        let rig = Self { postgres, config: config(key), key, directory: tempfile::tempdir()? };
+        std::fs::create_dir(rig.config_directory())?;
+        rig.write(file::STORE_URL, url.expose())?;
+        rig.write(file::BROKER_URL, broker_url)?;
+        rig.write_config(|_| {})?;
+        Ok(rig)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
+        // As the kubelet does it, a file is never seen half written.
+        let path = self.config_directory().join(name);
+        let partly = self.directory.path().join("partly");
+        std::fs::write(&partly, text)?;
+        Ok(std::fs::rename(partly, path)?)
+    }
+
+    pub(crate) fn write_config(&self, change: impl FnOnce(&mut MonitorConfig)) -> Result<()> {
+        let mut config = self.config.clone();
+        change(&mut config);
+        self.write(file::CONFIG, &config.to_yaml()?)
+    }
+
+    pub(crate) fn config_directory(&self) -> std::path::PathBuf {
+        self.directory.path().join("config")
+    }
+
+    pub(crate) fn monitor(&self, more: &[&str]) -> Result<MonitorProcess> {
+        self.monitor_with_spool("spool", more)
+    }
+
+    /// Starts a monitor that has a spool of its own.
+    pub(crate) fn monitor_with_spool(&self, name: &str, more: &[&str]) -> Result<MonitorProcess> {
+        MonitorProcess::start(&self.config_directory(), &self.directory.path().join(name), more)
+    }
+
+    /// Runs SQL as the superuser.
+    pub(crate) fn sql(&self, sql: &str) -> Result<String> {
+        self.postgres.sql("kanchi", sql)
+    }
+
+    /// Returns how many events are stored.
+    pub(crate) fn events(&self) -> Result<u64> {
+        Ok(self.sql("select coalesce(sum(event_count), 0) from kanchi.event_chunk")?.trim().parse()?)
+    }
+
+    /// Returns how many tasks are stored, live and settled, by state.
+    pub(crate) fn tasks(&self) -> Result<String> {
+        self.sql(
+            "select string_agg(state || ':' || n, ' ' order by state) from (
+                select state, count(*) n from (select state from kanchi.task_live union all select state from kanchi.task) t
+                group by state) s",
+        )
+    }
+}
+
+fn config(key: BrokerKey) -> MonitorConfig {
+    MonitorConfig {
+        broker: Identity { namespace: "shop".into(), name: "orders".into() },
+        broker_key: key.0,
+        read_only: false,
+        celery: Celery {
+            event_exchange: "celeryev".into(),
+            control_exchange: "celery".into(),
+            enable_events: true,
+            global_key_prefix: String::new(),
+            event_queue: EventQueue {
+                queue_type: EventQueueType::Classic,
+                max_length_bytes: 1 << 30,
+                expires_seconds: 86_400,
+            },
+        },
+        queues: Queues { include: vec!["celery".into()], sample_interval_seconds: 1 },
+        workers: Workers { offline_after_seconds: 60 },
+        payloads: Payloads { store: PayloadStore::Full, max_bytes: 65_536, redact_keys: vec![] },
+        retention: Retention { succeeded_days: 14, failed_days: 30, events_days: 7, statistics_days: 365 },
+        log_level: "info".into(),
+    }
+}
+
+/// A running `kanchi-monitor run`; killed when dropped.
+pub(crate) struct MonitorProcess {
+    child: Child,
+    admin: SocketAddr,
+    log: std::path::PathBuf,
+}
+
+impl MonitorProcess {
+    fn start(config: &Path, spool: &Path, more: &[&str]) -> Result<Self> {
+        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        // Bound and released: taken again by the monitor a moment later.
+        let log = config.with_file_name(format!("log-{}", admin.port()));
+        let child = Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"))
+            .arg("run")
+            .arg("--config-dir")
+            .arg(config)
+            .arg("--spool-dir")
+            .arg(spool)
+            .arg("--admin-addr")
+            .arg(admin.to_string())
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(&log)?)
+            .stderr(Stdio::inherit())
+            .spawn()
+            .context("start kanchi-monitor")?;
+        Ok(Self { child, admin, log })
+    }
+
+    /// Waits until the monitor is connected to its broker.
+    pub(crate) fn connected(&mut self) -> Result<()> {
+        self.until("connected", Duration::from_secs(60), |monitor| {
+            monitor.metric("kanchi_monitor_connection{state=\"Connected\"}") == Some(1.0)
+        })
+    }
+
+    /// Waits for a condition, and shows the log when it does not come.
+    pub(crate) fn until(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        condition: impl Fn(&Self) -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while !condition(self) {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the monitor ended with {status} while waiting for: {what}\n{}", self.log());
+            }
+            if Instant::now() > deadline {
+                bail!("not within {patience:?}: {what}\n{}\n{}", self.log(), self.metrics().unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn log(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    pub(crate) fn whole_log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(self.admin)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    pub(crate) fn metrics(&self) -> Result<String> {
+        self.get("/metrics")
+    }
+
+    /// Returns the value of one series.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let text = self.metrics().ok()?;
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Ends the process as a crash would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks the process to end, and waits for it.
+    pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
+        let pid = self.child.id().to_string();
+        anyhow::ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "kill -TERM");
+        let deadline = Instant::now() + Duration::from_secs(40);
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            anyhow::ensure!(Instant::now() < deadline, "the monitor does not end\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the process ends by itself.
+    pub(crate) fn ended(&mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + Duration::from_secs(40);
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            anyhow::ensure!(Instant::now() < deadline, "the monitor does not end\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Returns the highest resident memory so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        self.metric("process_resident_memory_max_bytes").unwrap_or_default() as u64
+    }
+
+    /// Returns the processor seconds used so far.
+    pub(crate) fn processor(&self) -> f64 {
+        self.metric("process_cpu_seconds_total").unwrap_or_default()
+    }
+}
+
+impl Drop for MonitorProcess {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Publishes to a Redis channel as kombu does: one `PUBLISH` of an envelope a message.
+pub(crate) struct RedisPublisher {
+    stream: std::io::BufWriter<TcpStream>,
+    replies: TcpStream,
+    owed: usize,
+}
+
+impl RedisPublisher {
+    pub(crate) fn connect(port: u16) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        let replies = stream.try_clone()?;
+        replies.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(Self { stream: std::io::BufWriter::with_capacity(256 * 1024, stream), replies, owed: 0 })
+    }
+
+    pub(crate) fn publish(&mut self, routing_key: &str, envelope: &[u8]) -> Result<()> {
+        let channel = format!("/0.celeryev/{routing_key}");
+        write!(
+            self.stream,
+            "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n",
+            channel.len(),
+            envelope.len()
+        )?;
+        self.stream.write_all(envelope)?;
+        self.stream.write_all(b"\r\n")?;
+        self.owed += 1;
+        if self.owed >= 1000 {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until Redis has taken everything.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.stream.flush()?;
+        let mut buffer = [0; 16 * 1024];
+        while self.owed > 0 {
+            let count = self.replies.read(&mut buffer)?;
+            anyhow::ensure!(count > 0, "Redis closed the connection");
+            anyhow::ensure!(!buffer[..count].contains(&b'-'), "Redis refused a message");
+            self.owed -= buffer[..count].iter().filter(|byte| **byte == b'\n').count().min(self.owed);
+        }
+        Ok(())
+    }
+}
+
+/// Wraps a body as kombu's virtual transports do.
+pub(crate) fn envelope(body: &Body) -> Vec<u8> {
+    envelope_of(body.json.as_bytes(), body.routing_key, &body.hostname)
+}
+
+pub(crate) fn envelope_of(body: &[u8], routing_key: &str, hostname: &str) -> Vec<u8> {
+    use base64::Engine as _;
+    let encoded = base64::engine::general_purpose::STANDARD.encode(body);
+    format!(
+        r#"{{"body": "{encoded}", "content-encoding": "utf-8", "content-type": "application/json", "headers": {{"hostname": "{hostname}"}}, "properties": {{"delivery_mode": 1, "delivery_info": {{"exchange": "celeryev", "routing_key": "{routing_key}"}}, "priority": 0, "body_encoding": "base64", "delivery_tag": "813d4536-e96d-4319-99bb-f0a2dc3d6f2a"}}}}"#
+    )
+    .into_bytes()
+}
+
+/// Publishes to RabbitMQ's `celeryev`.
+pub(crate) struct AmqpPublisher {
+    pub(crate) channel: lapin::Channel,
+    _connection: lapin::Connection,
+}
+
+impl AmqpPublisher {
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
+        let connection = lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        let durable = lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
+        channel
+            .exchange_declare("celeryev".into(), lapin::ExchangeKind::Topic, durable, lapin::types::FieldTable::default())
+            .await?;
+        channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await?;
+        Ok(Self { channel, _connection: connection })
+    }
+
+    pub(crate) async fn publish(&self, routing_key: &str, body: &[u8]) -> Result<()> {
+        let properties = lapin::BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_content_encoding("utf-8".into())
+            .with_delivery_mode(1)
+            .with_priority(0);
+        // The confirmation is not awaited for each message; `flush` waits for all.
+        let _confirmation = self
+            .channel
+            .basic_publish(
+                "celeryev".into(),
+                routing_key.into(),
+                lapin::options::BasicPublishOptions::default(),
+                body,
+                properties,
+            )
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let returned = self.channel.wait_for_confirms().await?;
+        anyhow::ensure!(returned.is_empty(), "{} messages came back", returned.len());
+        Ok(())
+    }
+}
