@@ -129,9 +129,7 @@ impl<'a> Reader<'a> {
         self.expect(b'"')?;
         let start = self.pos;
         let bytes = self.text.as_bytes();
-        let plain = bytes
-            .get(start..)
-            .and_then(|rest| rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0)));
+        let plain = memchr::memchr3(b'"', b'\\', 0, bytes.get(start..).unwrap_or_default());
         let end = start + plain.ok_or(Fault::Truncated)?;
         self.pos = end;
         if bytes.get(end) == Some(&b'"') {
@@ -221,11 +219,9 @@ impl<'a> Reader<'a> {
         let mut out = String::new();
         let mut plain = start;
         loop {
+            let special = memchr::memchr3(b'"', b'\\', 0, self.rest().as_bytes());
+            self.pos += special.ok_or(Fault::Truncated)?;
             let byte = self.byte().ok_or(Fault::Truncated)?;
-            if !matches!(byte, b'"' | b'\\' | 0) {
-                self.pos += 1;
-                continue;
-            }
             self.push(&mut out, self.since(plain));
             self.pos += 1;
             match byte {
