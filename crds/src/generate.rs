@@ -3,7 +3,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 
-use crate::{reference, schema};
+use crate::{chart_readme, reference, schema};
 
 /// Largest definition that is still fit for a client-side `kubectl apply`, whose annotation holds a copy (262,144 bytes).
 pub const MAX_BYTES: usize = 200 * 1024;
@@ -44,6 +44,9 @@ impl std::error::Error for Error {
     }
 }
 
+/// Values of the chart, from whose comments its README is made.
+pub const CHART_VALUES: &str = include_str!("../../charts/kanchi/values.yaml");
+
 /// Returns every generated file.
 pub fn all() -> Result<Vec<Generated>, Error> {
     let mut files = Vec::new();
@@ -62,6 +65,10 @@ pub fn all() -> Result<Vec<Generated>, Error> {
             text: reference::page(&crd).map_err(Error::Schema)?,
         });
     }
+    files.push(Generated {
+        path: "charts/kanchi/README.md".into(),
+        text: chart_readme::page(CHART_VALUES)?,
+    });
     Ok(files)
 }
 

@@ -3,6 +3,7 @@
 //! Types only: no client, no I/O. The operator, the command line and the tests share them; `crdgen` writes the YAML that
 //! clusters get from [`crds`]. Field documentation here is what `kubectl explain` prints and what the reference pages say.
 
+pub mod chart_readme;
 pub mod generate;
 pub mod quantity;
 pub mod reference;
