@@ -33,6 +33,16 @@ impl Cluster {
         Ok(stdout)
     }
 
+    /// Returns what a pod of Kanchi shows on `/metrics`, through the API server.
+    pub async fn metrics(&self, namespace: &str, pod: &str) -> anyhow::Result<String> {
+        let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}:8080/proxy/metrics");
+        let request = http::Request::get(uri).body(Vec::new()).context("not a path")?;
+        self.client
+            .request_text(request)
+            .await
+            .with_context(|| format!("failed to read the metrics of {namespace}/{pod}"))
+    }
+
     /// Returns the last lines that a pod's containers logged; `previous` looks at the containers before a restart.
     pub async fn logs(&self, namespace: &str, pod: &str, lines: i64, previous: bool) -> anyhow::Result<String> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);

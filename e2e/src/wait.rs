@@ -17,6 +17,16 @@ pub enum Look<T> {
     NotYet(String),
 }
 
+impl<T> Look<T> {
+    /// Changes what was found.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Look<U> {
+        match self {
+            Self::Done(value) => Look::Done(change(value)),
+            Self::NotYet(seen) => Look::NotYet(seen),
+        }
+    }
+}
+
 /// Looks at a condition until it holds; fails with what was seen last when the time is up.
 ///
 /// An error of the look counts as "not yet": a pod that restarts refuses connections for a moment.
