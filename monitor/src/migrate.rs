@@ -38,12 +38,20 @@ pub(crate) fn migrate(args: &MigrateArgs) -> ExitCode {
     });
     match done {
         Ok(()) => {
-            tracing::info!(store.endpoint = url.endpoint(), store.version = kanchi_store::SCHEMA_VERSION, "migrated");
+            tracing::info!(
+                store.endpoint = url.endpoint(),
+                store.version = kanchi_store::SCHEMA_VERSION,
+                "migrated"
+            );
             ExitCode::SUCCESS
         }
         Err(error) => {
             tracing::error!(reason = error.kind().as_str(), error = %error_chain(&error), "not migrated");
-            if error.kind() == ErrorKind::Invalid { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::FAILURE }
+            if error.kind() == ErrorKind::Invalid {
+                ExitCode::from(BAD_CONFIGURATION)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -53,7 +61,9 @@ fn read_url(args: &MigrateArgs) -> anyhow::Result<StoreUrl> {
     let path = &args.database_url_file;
     let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
     let url = StoreUrl::parse(text.trim())?;
-    let Some(path) = &args.database_ca_file else { return Ok(url) };
+    let Some(path) = &args.database_ca_file else {
+        return Ok(url);
+    };
     let pem = std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))?;
     Ok(url.with_ca(pem))
 }

@@ -20,7 +20,9 @@ const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
     let loaded = Settings::load(&args.config_dir);
-    let filter = loaded.as_ref().map_or("info", |loaded| loaded.settings.config.log_level.as_str());
+    let filter = loaded
+        .as_ref()
+        .map_or("info", |loaded| loaded.settings.config.log_level.as_str());
     let log = match telemetry::init(args.log_format.into(), filter) {
         Ok(log) => log,
         Err(error) => return refuse_without_log(&error),
@@ -106,7 +108,11 @@ async fn serve(args: &RunArgs, monitor: Monitor, registry: Arc<Registry>, log: L
     });
     let level = log.clone();
     let in_force = std::sync::Mutex::new(monitor.loaded.settings.config.log_level.clone());
-    let result = monitor.run(token.clone(), move |settings| follow_log_level(settings, &level, &in_force)).await;
+    let result = monitor
+        .run(token.clone(), move |settings| {
+            follow_log_level(settings, &level, &in_force)
+        })
+        .await;
     health.set_not_ready();
     token.cancel();
     beating.abort();

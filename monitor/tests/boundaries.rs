@@ -1,5 +1,7 @@
 //! The boundaries between crates, read from `cargo metadata`: what `docs/architecture.md` says is what the compiler sees.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
@@ -11,9 +13,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kanchi-contract", &[]),
     ("kanchi-domain", &[]),
     ("kanchi-runtime", &["axum", "tokio"]),
-    ("kanchi-broker", &["kanchi-contract", "kanchi-domain", "lapin", "redis", "tokio"]),
+    (
+        "kanchi-broker",
+        &["kanchi-contract", "kanchi-domain", "lapin", "redis", "tokio"],
+    ),
     ("kanchi-store", &["kanchi-domain", "sqlx", "tokio"]),
-    ("kanchi-ingest", &["kanchi-contract", "kanchi-domain", "kanchi-broker", "kanchi-store", "tokio"]),
+    (
+        "kanchi-ingest",
+        &[
+            "kanchi-contract",
+            "kanchi-domain",
+            "kanchi-broker",
+            "kanchi-store",
+            "tokio",
+        ],
+    ),
     (
         "kanchi-monitor",
         &[
@@ -28,7 +42,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "kanchi-operator",
-        &["kanchi-crds", "kanchi-contract", "kanchi-store", "kanchi-runtime", "kube", "tokio"],
+        &[
+            "kanchi-crds",
+            "kanchi-contract",
+            "kanchi-store",
+            "kanchi-runtime",
+            "kube",
+            "tokio",
+        ],
     ),
 ];
 

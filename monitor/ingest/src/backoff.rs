@@ -35,7 +35,10 @@ impl Backoff {
 
     /// Between half and the whole of the doubled pause; `fraction` is in 0..1.
     fn pause_with(&mut self, fraction: f64) -> Duration {
-        let doubled = self.base.saturating_mul(2_u32.saturating_pow(self.failures.min(20))).min(self.cap);
+        let doubled = self
+            .base
+            .saturating_mul(2_u32.saturating_pow(self.failures.min(20)))
+            .min(self.cap);
         self.failures = self.failures.saturating_add(1);
         doubled.mul_f64(fraction.mul_add(0.5, 0.5))
     }

@@ -174,10 +174,9 @@ impl Buffer {
     /// Returns how full it is.
     pub fn fill(&self) -> Fill {
         let inner = self.lock();
-        let (spool_bytes, unread, damaged) = inner
-            .spool
-            .as_ref()
-            .map_or((0, 0, 0), |spool| (spool.bytes(), spool.unread_bytes(), spool.damaged_segments()));
+        let (spool_bytes, unread, damaged) = inner.spool.as_ref().map_or((0, 0, 0), |spool| {
+            (spool.bytes(), spool.unread_bytes(), spool.damaged_segments())
+        });
         Fill {
             ring_bytes: inner.ring_bytes as u64,
             spool_bytes,
@@ -220,7 +219,9 @@ impl Inner {
     fn take(&mut self, into: &mut Vec<Waiting>, max_bytes: usize) -> usize {
         let (mut taken, mut bytes) = (0, 0);
         while taken == 0 || bytes < max_bytes {
-            let Some((arrived, body, replayed, position)) = self.pop() else { break };
+            let Some((arrived, body, replayed, position)) = self.pop() else {
+                break;
+            };
             bytes += body.len();
             taken += 1;
             let tag = self.next_tag;
@@ -229,7 +230,13 @@ impl Inner {
             if let Some(position) = position {
                 self.uncommitted.push_back((tag, position));
             }
-            into.push(Waiting { tag, body, arrived, replayed, spooled });
+            into.push(Waiting {
+                tag,
+                body,
+                arrived,
+                replayed,
+                spooled,
+            });
         }
         taken
     }
@@ -244,9 +251,15 @@ impl Inner {
             }
             return Some((arrived, body, false, None));
         }
-        match self.spool.as_mut()?.next() {
-            Ok(record) => record
-                .map(|record| (UnixMicros(record.arrived), record.body, record.replayed, Some(record.position))),
+        match self.spool.as_mut()?.read_next() {
+            Ok(record) => record.map(|record| {
+                (
+                    UnixMicros(record.arrived),
+                    record.body,
+                    record.replayed,
+                    Some(record.position),
+                )
+            }),
             Err(error) => {
                 tracing::error!(%error, "the spool cannot be read; its segment is given up");
                 self.spool.as_mut()?.skip_segment();
@@ -259,7 +272,10 @@ impl Inner {
         self.dropped += 1;
         let dropping = self.dropping.get_or_insert_with(|| {
             tracing::error!("ring and spool are full: the newest events are dropped and a gap is recorded");
-            Dropping { from: arrived, messages: 0 }
+            Dropping {
+                from: arrived,
+                messages: 0,
+            }
         });
         dropping.messages += 1;
     }
@@ -283,7 +299,12 @@ mod tests {
 
     fn spool(directory: &tempfile::TempDir, max_bytes: u64) -> Spool {
         let directory = directory.path().to_owned();
-        Spool::open(SpoolOptions { directory, max_bytes, segment_bytes: 4096 }).unwrap()
+        Spool::open(SpoolOptions {
+            directory,
+            max_bytes,
+            segment_bytes: 4096,
+        })
+        .unwrap()
     }
 
     fn push(buffer: &Buffer, from: i64, to: i64) {
@@ -328,14 +349,21 @@ mod tests {
         assert!(dropped > 0);
         let taken = take_all(&buffer).await;
         assert_eq!(taken.len() as u64 + dropped, 100);
-        assert_eq!(taken.last().unwrap().arrived.0, taken.len() as i64 - 1, "the oldest are kept");
+        assert_eq!(
+            taken.last().unwrap().arrived.0,
+            taken.len() as i64 - 1,
+            "the oldest are kept"
+        );
         assert!(buffer.take_gaps(UnixMicros(100), false).is_empty(), "still open");
         buffer.release_through(taken.last().unwrap().tag);
         push(&buffer, 100, 101);
         let gaps = buffer.take_gaps(UnixMicros(101), false);
         assert_eq!(gaps.len(), 1);
         assert_eq!(gaps[0].from.0, taken.len() as i64);
-        assert_eq!((gaps[0].to, gaps[0].estimated_events), (Some(UnixMicros(100)), Some(dropped)));
+        assert_eq!(
+            (gaps[0].to, gaps[0].estimated_events),
+            (Some(UnixMicros(100)), Some(dropped))
+        );
         assert_eq!(gaps[0].cause, GapCause::SpoolFull);
     }
 
@@ -353,14 +381,27 @@ mod tests {
         // 0 and 1 were in the ring of the process that ended: a restart is a gap on Redis.
         assert_eq!(arrived.last(), Some(&24));
         assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "{arrived:?}");
-        assert!(taken.iter().filter(|message| message.arrived.0 < 20).all(|message| message.replayed));
-        assert!(taken.iter().filter(|message| message.arrived.0 >= 20).all(|message| !message.replayed));
+        assert!(
+            taken
+                .iter()
+                .filter(|message| message.arrived.0 < 20)
+                .all(|message| message.replayed)
+        );
+        assert!(
+            taken
+                .iter()
+                .filter(|message| message.arrived.0 >= 20)
+                .all(|message| !message.replayed)
+        );
     }
 
     #[tokio::test]
     async fn takes_even_a_message_that_is_larger_than_the_ring() {
         let directory = tempfile::tempdir().unwrap();
-        for buffer in [Buffer::new(100, Some(spool(&directory, 1 << 20))), Buffer::new(100, None)] {
+        for buffer in [
+            Buffer::new(100, Some(spool(&directory, 1 << 20))),
+            Buffer::new(100, None),
+        ] {
             buffer.push(UnixMicros(1), Bytes::from(vec![1; 10_000]));
             let mut taken = Vec::new();
             assert!(buffer.take(&mut taken, 10).await);

@@ -66,7 +66,10 @@ enum Outcome {
 
 impl std::fmt::Debug for Committer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Committer").field("instance", &self.instance).finish_non_exhaustive()
+        formatter
+            .debug_struct("Committer")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,7 +113,9 @@ impl Committer {
 
     /// Stores messages in order, bisecting what is refused; `false` when waiting was given up.
     async fn store(&mut self, mut messages: Vec<Prepared>) -> Result<bool, Error> {
-        let Some(last) = messages.last().map(|message| message.tag) else { return Ok(true) };
+        let Some(last) = messages.last().map(|message| message.tag) else {
+            return Ok(true);
+        };
         if !self.drop_duplicates(&mut messages).await? {
             return Ok(false);
         }
@@ -150,8 +155,12 @@ impl Committer {
             return Ok(Outcome::Stored);
         }
         let started = Instant::now();
-        let Some(loaded) = self.load_facts(messages).await? else { return Ok(Outcome::GivenUp) };
-        let Some((_, epoch)) = self.writer.as_ref() else { return Ok(Outcome::GivenUp) };
+        let Some(loaded) = self.load_facts(messages).await? else {
+            return Ok(Outcome::GivenUp);
+        };
+        let Some((_, epoch)) = self.writer.as_ref() else {
+            return Ok(Outcome::GivenUp);
+        };
         let reduced = self.reducer.reduce(messages, loaded, *epoch);
         let outcome = self.commit(&reduced.batch).await?;
         if matches!(outcome, Outcome::Stored) {
@@ -165,7 +174,8 @@ impl Committer {
         metrics.batch_events.observe(reduced.events as f64);
         metrics.batch_messages.observe(messages.len() as f64);
         metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
-        self.shared.committed(reduced.events, reduced.newest, reduced.oldest_arrived);
+        self.shared
+            .committed(reduced.events, reduced.newest, reduced.oldest_arrived);
         self.digests.remember(&reduced.batch.digests);
         self.reducer.committed(reduced);
         let (bytes, tasks) = self.reducer.size();
@@ -178,12 +188,16 @@ impl Committer {
         let mut backoff = store_backoff();
         let mut odd = 0;
         loop {
-            let Some(epoch) = self.connected().await? else { return Ok(Outcome::GivenUp) };
+            let Some(epoch) = self.connected().await? else {
+                return Ok(Outcome::GivenUp);
+            };
             // After a reconnect within the same process the epoch is the same: nobody else took over.
             if epoch != batch.epoch {
                 return Err(Error::Fenced);
             }
-            let Some((writer, _)) = self.writer.as_mut() else { continue };
+            let Some((writer, _)) = self.writer.as_mut() else {
+                continue;
+            };
             let error = match writer.commit(batch).await {
                 Ok(()) => {
                     self.shared.metrics.store_up.set(1);
@@ -216,7 +230,9 @@ impl Committer {
             if self.connected().await?.is_none() {
                 return Ok(None);
             }
-            let Some((writer, _)) = self.writer.as_mut() else { continue };
+            let Some((writer, _)) = self.writer.as_mut() else {
+                continue;
+            };
             match writer.was_committed(id).await {
                 Ok(known) => return Ok(Some(known)),
                 Err(error) => {
@@ -238,7 +254,9 @@ impl Committer {
                 if self.connected().await?.is_none() {
                     return Ok(None);
                 }
-                let Some((writer, _)) = self.writer.as_mut() else { continue };
+                let Some((writer, _)) = self.writer.as_mut() else {
+                    continue;
+                };
                 match writer.load_facts(ids).await {
                     Ok(facts) => {
                         loaded.extend(facts);
@@ -286,7 +304,9 @@ impl Committer {
             if self.connected().await?.is_none() {
                 return Ok(false);
             }
-            let Some((writer, _)) = self.writer.as_mut() else { continue };
+            let Some((writer, _)) = self.writer.as_mut() else {
+                continue;
+            };
             match writer.recent_digests().await {
                 Ok(digests) => {
                     self.digests.load(digests, Instant::now());

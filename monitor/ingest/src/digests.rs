@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const REMEMBERED: usize = 65_536;
 
 /// What the store told is forgotten when no redelivered message was seen for so long.
-const KEEP_LOADED: Duration = Duration::from_secs(60);
+const KEEP_LOADED: Duration = Duration::from_mins(1);
 
 /// Digests of stored messages.
 #[derive(Debug, Default)]

@@ -43,7 +43,13 @@ pub struct Filling {
 impl Filling {
     /// Returns an empty batch.
     pub const fn new(limits: BatchLimits) -> Self {
-        Self { limits, messages: Vec::new(), events: 0, bytes: 0, since: None }
+        Self {
+            limits,
+            messages: Vec::new(),
+            events: 0,
+            bytes: 0,
+            since: None,
+        }
     }
 
     /// Adds a message.
@@ -69,7 +75,11 @@ impl Filling {
     /// Returns when the batch is due: at once when it is full, after the linger else; `None` while it is empty.
     pub fn due(&self) -> Option<Instant> {
         let since = self.since?;
-        Some(if self.is_full() { since } else { since + self.limits.linger })
+        Some(if self.is_full() {
+            since
+        } else {
+            since + self.limits.linger
+        })
     }
 
     /// Returns how many bytes may still be taken in.
@@ -106,7 +116,12 @@ mod tests {
     }
 
     fn limits() -> BatchLimits {
-        BatchLimits { max_events: 10, max_messages: 3, max_bytes: 1000, linger: Duration::from_millis(100) }
+        BatchLimits {
+            max_events: 10,
+            max_messages: 3,
+            max_bytes: 1000,
+            linger: Duration::from_millis(100),
+        }
     }
 
     #[test]

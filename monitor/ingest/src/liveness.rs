@@ -114,7 +114,11 @@ impl Liveness {
 
     /// Learns which queues workers consume, and which of them are of the solo pool.
     async fn learn(&self, workers: Option<Vec<String>>) {
-        for reply in self.broadcast(Command::active_queues(), workers.clone()).await.unwrap_or_default() {
+        for reply in self
+            .broadcast(Command::active_queues(), workers.clone())
+            .await
+            .unwrap_or_default()
+        {
             let queues = queue_names(&reply.value);
             self.shared.workers().set_queues(&reply.worker, queues);
         }
@@ -137,7 +141,9 @@ impl Liveness {
         let name = metric_name(&command);
         let replies = self.control.broadcast(command, destination, REPLY_TIMEOUT).await;
         self.shared.metrics.command(name, replies.is_ok());
-        replies.inspect_err(|error| tracing::debug!(command = name, %error, "a command could not be sent")).ok()
+        replies
+            .inspect_err(|error| tracing::debug!(command = name, %error, "a command could not be sent"))
+            .ok()
     }
 
     fn is_read_only(&self) -> bool {
@@ -196,10 +202,14 @@ mod tests {
 
     #[test]
     fn knows_a_solo_pool_of_new_and_old_celery() {
-        assert!(is_solo(&json!({"pid": 7, "pool": {"implementation": "celery.concurrency.solo:TaskPool"}})));
+        assert!(is_solo(
+            &json!({"pid": 7, "pool": {"implementation": "celery.concurrency.solo:TaskPool"}})
+        ));
         assert!(is_solo(&json!({"pid": 7, "pool": {"processes": [7]}})));
         assert!(!is_solo(&json!({"pid": 7, "pool": {"processes": [8]}})));
-        assert!(!is_solo(&json!({"pid": 7, "pool": {"implementation": "celery.concurrency.prefork:TaskPool"}})));
+        assert!(!is_solo(
+            &json!({"pid": 7, "pool": {"implementation": "celery.concurrency.prefork:TaskPool"}})
+        ));
         assert!(!is_solo(&json!({"error": "x"})));
     }
 }

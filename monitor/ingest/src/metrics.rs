@@ -164,7 +164,11 @@ impl Metrics {
 
     fn describe_stream(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("kanchi_monitor");
-        r.register("connection", "1 for the state the broker connection is in", self.connection.clone());
+        r.register(
+            "connection",
+            "1 for the state the broker connection is in",
+            self.connection.clone(),
+        );
         r.register(
             "connection_failures",
             "Times the broker connection was lost or refused, by reason",
@@ -172,45 +176,129 @@ impl Metrics {
         );
         r.register("messages", "Messages taken from the broker", self.messages.clone());
         r.register("events", "Events read, by type", self.events.clone());
-        r.register("rejects", "Input that is no event, by reason; kept as dead letters", self.rejects.clone());
-        r.register("repairs", "Faults of events that were kept, by kind", self.repairs.clone());
-        r.register("duplicates", "Messages that had been stored before", self.duplicates.clone());
-        r.register("gaps", "Spans of time of which events may be missing, by cause", self.gaps.clone());
+        r.register(
+            "rejects",
+            "Input that is no event, by reason; kept as dead letters",
+            self.rejects.clone(),
+        );
+        r.register(
+            "repairs",
+            "Faults of events that were kept, by kind",
+            self.repairs.clone(),
+        );
+        r.register(
+            "duplicates",
+            "Messages that had been stored before",
+            self.duplicates.clone(),
+        );
+        r.register(
+            "gaps",
+            "Spans of time of which events may be missing, by cause",
+            self.gaps.clone(),
+        );
         r.register("ring_bytes", "Bytes waiting in memory (Redis)", self.ring_bytes.clone());
-        r.register("spool_bytes", "Bytes in the disk spool (Redis)", self.spool_bytes.clone());
-        r.register("dropped_messages", "Messages dropped because ring and spool were full", self.dropped.clone());
-        r.register("spool_damaged_segments", "Spool segments with a damaged or cut off record", self.damaged.clone());
+        r.register(
+            "spool_bytes",
+            "Bytes in the disk spool (Redis)",
+            self.spool_bytes.clone(),
+        );
+        r.register(
+            "dropped_messages",
+            "Messages dropped because ring and spool were full",
+            self.dropped.clone(),
+        );
+        r.register(
+            "spool_damaged_segments",
+            "Spool segments with a damaged or cut off record",
+            self.damaged.clone(),
+        );
     }
 
     fn describe_store(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("kanchi_monitor");
-        r.register("lag_seconds", "Arrival to commit of the oldest event of the newest batch", self.lag.clone());
+        r.register(
+            "lag_seconds",
+            "Arrival to commit of the oldest event of the newest batch",
+            self.lag.clone(),
+        );
         r.register(
             "last_event_timestamp_seconds",
             "Celery timestamp of the newest event stored",
             self.last_event.clone(),
         );
-        r.register("batch_events", "Events in each committed batch", self.batch_events.clone());
-        r.register("batch_messages", "Messages in each committed batch", self.batch_messages.clone());
-        r.register("batch_seconds", "Seconds that each commit took, retries included", self.batch_seconds.clone());
-        r.register("refused_messages", "Messages whose events the store refused; dead letters", self.refused.clone());
-        r.register("store_errors", "Failed calls to the store, by kind", self.store_errors.clone());
-        r.register("store_up", "1 while the last call to the store succeeded", self.store_up.clone());
+        r.register(
+            "batch_events",
+            "Events in each committed batch",
+            self.batch_events.clone(),
+        );
+        r.register(
+            "batch_messages",
+            "Messages in each committed batch",
+            self.batch_messages.clone(),
+        );
+        r.register(
+            "batch_seconds",
+            "Seconds that each commit took, retries included",
+            self.batch_seconds.clone(),
+        );
+        r.register(
+            "refused_messages",
+            "Messages whose events the store refused; dead letters",
+            self.refused.clone(),
+        );
+        r.register(
+            "store_errors",
+            "Failed calls to the store, by kind",
+            self.store_errors.clone(),
+        );
+        r.register(
+            "store_up",
+            "1 while the last call to the store succeeded",
+            self.store_up.clone(),
+        );
         r.register("cache_bytes", "Bytes of task facts in memory", self.cache_bytes.clone());
-        r.register("cache_tasks", "Tasks whose facts are in memory", self.cache_tasks.clone());
-        r.register("cache_misses", "Tasks looked up in the store", self.cache_misses.clone());
+        r.register(
+            "cache_tasks",
+            "Tasks whose facts are in memory",
+            self.cache_tasks.clone(),
+        );
+        r.register(
+            "cache_misses",
+            "Tasks looked up in the store",
+            self.cache_misses.clone(),
+        );
     }
 
     fn describe_world(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("kanchi_monitor");
         r.register("workers", "Celery workers, by state", self.workers.clone());
         r.register("queues", "Queues sampled", self.queues.clone());
-        r.register("queue_messages_ready", "Messages waiting in a queue", self.queue_ready.clone());
-        r.register("queue_messages_unacked", "Messages delivered and not acknowledged", self.queue_unacked.clone());
+        r.register(
+            "queue_messages_ready",
+            "Messages waiting in a queue",
+            self.queue_ready.clone(),
+        );
+        r.register(
+            "queue_messages_unacked",
+            "Messages delivered and not acknowledged",
+            self.queue_unacked.clone(),
+        );
         r.register("queue_consumers", "Consumers of a queue", self.queue_consumers.clone());
-        r.register("commands", "Remote-control commands sent to workers", self.commands.clone());
-        r.register("config_reloads", "Changes of the mounted configuration, by outcome", self.reloads.clone());
-        r.register("config_current", "1 while the mounted configuration is in force", self.config_current.clone());
+        r.register(
+            "commands",
+            "Remote-control commands sent to workers",
+            self.commands.clone(),
+        );
+        r.register(
+            "config_reloads",
+            "Changes of the mounted configuration, by outcome",
+            self.reloads.clone(),
+        );
+        r.register(
+            "config_current",
+            "1 while the mounted configuration is in force",
+            self.config_current.clone(),
+        );
     }
 
     fn start_at_zero(&self) {
@@ -219,10 +307,14 @@ impl Metrics {
             drop(self.events.get_or_create(&TypeLabel { r#type: kind.as_str() }));
         }
         for reason in RejectReason::ALL {
-            drop(self.rejects.get_or_create(&ReasonLabel { reason: reason.as_str() }));
+            drop(self.rejects.get_or_create(&ReasonLabel {
+                reason: reason.as_str(),
+            }));
         }
         for repair in Repair::ALL {
-            drop(self.repairs.get_or_create(&ReasonLabel { reason: repair.as_str() }));
+            drop(self.repairs.get_or_create(&ReasonLabel {
+                reason: repair.as_str(),
+            }));
         }
         for cause in GAP_CAUSES {
             drop(self.gaps.get_or_create(&ReasonLabel { reason: cause.as_str() }));
@@ -238,29 +330,49 @@ impl Metrics {
 
     /// The connection is in this state.
     pub fn set_connection(&self, state: ConnectionState) {
-        for other in [ConnectionState::Connecting, ConnectionState::Connected, ConnectionState::Disconnected] {
-            self.connection.get_or_create(&StateLabel { state: other.as_str() }).set(i64::from(other == state));
+        for other in [
+            ConnectionState::Connecting,
+            ConnectionState::Connected,
+            ConnectionState::Disconnected,
+        ] {
+            self.connection
+                .get_or_create(&StateLabel { state: other.as_str() })
+                .set(i64::from(other == state));
         }
     }
 
     /// The connection was lost or refused.
     pub fn connection_failed(&self, reason: ConnectReason) {
-        self.connection_failures.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc();
+        self.connection_failures
+            .get_or_create(&ReasonLabel {
+                reason: reason.as_str(),
+            })
+            .inc();
     }
 
     /// So many events of a kind were read.
     pub fn events(&self, kind: EventKind, count: u64) {
-        self.events.get_or_create(&TypeLabel { r#type: kind.as_str() }).inc_by(count);
+        self.events
+            .get_or_create(&TypeLabel { r#type: kind.as_str() })
+            .inc_by(count);
     }
 
     /// Input was refused.
     pub fn rejected(&self, reason: RejectReason, count: u64) {
-        self.rejects.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc_by(count);
+        self.rejects
+            .get_or_create(&ReasonLabel {
+                reason: reason.as_str(),
+            })
+            .inc_by(count);
     }
 
     /// An event had a fault that did not cost it its place.
     pub fn repaired(&self, repair: Repair) {
-        self.repairs.get_or_create(&ReasonLabel { reason: repair.as_str() }).inc();
+        self.repairs
+            .get_or_create(&ReasonLabel {
+                reason: repair.as_str(),
+            })
+            .inc();
     }
 
     /// A gap was found.
@@ -271,7 +383,9 @@ impl Metrics {
     /// A call to the store failed.
     pub fn store_failed(&self, kind: ErrorKind) {
         self.store_up.set(0);
-        self.store_errors.get_or_create(&ReasonLabel { reason: kind.as_str() }).inc();
+        self.store_errors
+            .get_or_create(&ReasonLabel { reason: kind.as_str() })
+            .inc();
     }
 
     /// A remote-control command was sent, or could not be.
@@ -292,7 +406,8 @@ impl Metrics {
         self.ring_bytes.set(fill.ring_bytes as i64);
         self.spool_bytes.set(fill.spool_bytes as i64);
         self.dropped.inc_by(fill.dropped.saturating_sub(self.dropped.get()));
-        self.damaged.inc_by(fill.damaged_segments.saturating_sub(self.damaged.get()));
+        self.damaged
+            .inc_by(fill.damaged_segments.saturating_sub(self.damaged.get()));
     }
 
     /// How many workers are in which state.
@@ -315,7 +430,11 @@ impl Metrics {
         // The fullest ones are what people look for when there are too many to show all.
         let mut order: Vec<&QueueSample> = samples.iter().collect();
         order.sort_by(|a, b| b.ready.cmp(&a.ready).then_with(|| a.name.cmp(&b.name)));
-        let now: BTreeSet<String> = order.iter().take(MAX_QUEUES).map(|sample| sample.name.clone()).collect();
+        let now: BTreeSet<String> = order
+            .iter()
+            .take(MAX_QUEUES)
+            .map(|sample| sample.name.clone())
+            .collect();
         for queue in shown.difference(&now) {
             let label = QueueLabel { queue: queue.clone() };
             self.queue_ready.remove(&label);
@@ -323,7 +442,9 @@ impl Metrics {
             self.queue_consumers.remove(&label);
         }
         for sample in order.into_iter().take(MAX_QUEUES) {
-            let label = QueueLabel { queue: sample.name.clone() };
+            let label = QueueLabel {
+                queue: sample.name.clone(),
+            };
             set(&self.queue_ready, &label, sample.ready);
             set(&self.queue_unacked, &label, sample.unacked);
             set(&self.queue_consumers, &label, sample.consumers);
@@ -336,7 +457,9 @@ impl Metrics {
 fn set(family: &Family<QueueLabel, Gauge>, label: &QueueLabel, value: Option<u64>) {
     match value {
         Some(value) => {
-            family.get_or_create(label).set(i64::try_from(value).unwrap_or(i64::MAX));
+            family
+                .get_or_create(label)
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
         }
         None => {
             family.remove(label);
@@ -364,7 +487,12 @@ mod tests {
     }
 
     fn sample(name: String, ready: u64) -> QueueSample {
-        QueueSample { name, ready: Some(ready), unacked: None, consumers: Some(1) }
+        QueueSample {
+            name,
+            ready: Some(ready),
+            unacked: None,
+            consumers: Some(1),
+        }
     }
 
     #[test]
@@ -375,7 +503,10 @@ mod tests {
         metrics.connection_failed(ConnectReason::Timeout);
         metrics.store_failed(ErrorKind::Timeout);
         metrics.command("ping", true);
-        metrics.queues(&[QueueSample { unacked: Some(1), ..sample("celery".into(), 1) }]);
+        metrics.queues(&[QueueSample {
+            unacked: Some(1),
+            ..sample("celery".into(), 1)
+        }]);
         let registered: BTreeSet<String> = encoded(&registry)
             .lines()
             .filter_map(|line| line.strip_prefix("# HELP "))
@@ -396,16 +527,25 @@ mod tests {
     fn shows_the_fullest_queues_only_and_forgets_the_ones_that_are_gone() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let many: Vec<_> = (0..1000).map(|number| sample(format!("queue-{number:04}"), number)).collect();
+        let many: Vec<_> = (0..1000)
+            .map(|number| sample(format!("queue-{number:04}"), number))
+            .collect();
         metrics.queues(&many);
         let text = encoded(&registry);
         assert_eq!(text.matches("kanchi_monitor_queue_messages_ready{").count(), MAX_QUEUES);
         assert!(text.contains("kanchi_monitor_queue_messages_ready{queue=\"queue-0999\"} 999"));
         assert!(text.contains("kanchi_monitor_queues 1000"));
-        assert!(!text.contains("kanchi_monitor_queue_messages_unacked{"), "unknown is not zero");
+        assert!(
+            !text.contains("kanchi_monitor_queue_messages_unacked{"),
+            "unknown is not zero"
+        );
         metrics.queues(&[sample("only".into(), 0)]);
         let text = encoded(&registry);
-        assert_eq!(text.matches("kanchi_monitor_queue_messages_ready{").count(), 1, "{text}");
+        assert_eq!(
+            text.matches("kanchi_monitor_queue_messages_ready{").count(),
+            1,
+            "{text}"
+        );
     }
 
     #[test]
@@ -414,7 +554,13 @@ mod tests {
         let metrics = Metrics::register(&mut registry);
         metrics.set_connection(ConnectionState::Connected);
         let text = encoded(&registry);
-        assert!(text.contains("kanchi_monitor_connection{state=\"Connected\"} 1"), "{text}");
-        assert!(text.contains("kanchi_monitor_connection{state=\"Connecting\"} 0"), "{text}");
+        assert!(
+            text.contains("kanchi_monitor_connection{state=\"Connected\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("kanchi_monitor_connection{state=\"Connecting\"} 0"),
+            "{text}"
+        );
     }
 }

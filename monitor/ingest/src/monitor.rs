@@ -123,12 +123,14 @@ impl Monitor {
 
         let (acknowledge, acknowledged) = watch::channel(0);
         let (batch_sender, batch_receiver) = mpsc::channel(1);
-        let (sink, source) = match &buffer {
-            Some(buffer) => (Sink::Buffer(Arc::clone(buffer)), Source::Buffer(Arc::clone(buffer), Vec::new())),
-            None => {
-                let (sender, receiver) = mpsc::channel(PORTIONS);
-                (Sink::Channel(sender), Source::Channel(receiver))
-            }
+        let (sink, source) = if let Some(buffer) = &buffer {
+            (
+                Sink::Buffer(Arc::clone(buffer)),
+                Source::Buffer(Arc::clone(buffer), Vec::new()),
+            )
+        } else {
+            let (sender, receiver) = mpsc::channel(PORTIONS);
+            (Sink::Channel(sender), Source::Channel(receiver))
         };
         let pump = Pump {
             stream,

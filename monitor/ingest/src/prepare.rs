@@ -63,7 +63,9 @@ pub fn prepare(message: &Message, policy: &PayloadPolicy, limits: &Limits) -> (P
     let Decoded { mut events, rejects } = decode_framed(message, limits);
     let mut heartbeats = Vec::new();
     if events.iter().any(|event| event.kind == EventKind::WorkerHeartbeat) {
-        let (beats, others) = events.into_iter().partition(|event| event.kind == EventKind::WorkerHeartbeat);
+        let (beats, others) = events
+            .into_iter()
+            .partition(|event| event.kind == EventKind::WorkerHeartbeat);
         heartbeats = beats;
         events = others;
     }
@@ -72,7 +74,10 @@ pub fn prepare(message: &Message, policy: &PayloadPolicy, limits: &Limits) -> (P
         policy.apply(event);
         bytes += weight(event);
     }
-    bytes += rejects.iter().map(|reject| reject.sample.len() + reject.detail.len() + 64).sum::<usize>();
+    bytes += rejects
+        .iter()
+        .map(|reject| reject.sample.len() + reject.detail.len() + 64)
+        .sum::<usize>();
     let prepared = Prepared {
         tag: message.tag,
         maybe_stored: message.maybe_stored,
@@ -89,7 +94,11 @@ pub fn prepare(message: &Message, policy: &PayloadPolicy, limits: &Limits) -> (P
 
 fn decode_framed(message: &Message, limits: &Limits) -> Decoded {
     match &message.framing {
-        Framing::Message { content_type, content_encoding, compression } => {
+        Framing::Message {
+            content_type,
+            content_encoding,
+            compression,
+        } => {
             let raw = RawMessage {
                 body: &message.body,
                 content_type: content_type.as_deref(),
@@ -101,7 +110,10 @@ fn decode_framed(message: &Message, limits: &Limits) -> Decoded {
         }
         Framing::Envelope => match decode_virtual_envelope(&message.body) {
             Ok(envelope) => decode(&envelope.as_raw_message(), message.arrived, limits),
-            Err(reject) => Decoded { events: Vec::new(), rejects: vec![reject] },
+            Err(reject) => Decoded {
+                events: Vec::new(),
+                rejects: vec![reject],
+            },
         },
     }
 }

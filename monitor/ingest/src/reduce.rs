@@ -58,7 +58,9 @@ struct Group<'a> {
 impl Reducer {
     /// Returns a reducer that keeps at most `budget` bytes of facts.
     pub fn new(budget: usize) -> Self {
-        Self { cache: Cache::new(budget) }
+        Self {
+            cache: Cache::new(budget),
+        }
     }
 
     /// Returns the tasks of these messages whose facts must be looked up first.
@@ -101,14 +103,23 @@ impl Reducer {
             let Some(group) = groups.remove(&id) else { continue };
             chunk(id, &group.events, &mut batch.chunks);
             let Some(id) = id else { continue };
-            let known = self.cache.take(id).unwrap_or_else(|| Known::load(id, loaded.remove(id)));
+            let known = self
+                .cache
+                .take(id)
+                .unwrap_or_else(|| Known::load(id, loaded.remove(id)));
             let (known, task) = absorb(id, known, &group.events, &mut tally);
             batch.tasks.extend(task);
             touched.push((id.into(), known));
         }
         batch.statistics = tally.finish();
         let oldest_arrived = messages.iter().map(|message| message.arrived).min();
-        Reduced { batch, events, newest, oldest_arrived, touched }
+        Reduced {
+            batch,
+            events,
+            newest,
+            oldest_arrived,
+            touched,
+        }
     }
 
     /// The batch is durable: its facts are what is known now. A batch that failed is simply dropped, so that its tasks
@@ -135,15 +146,26 @@ impl Known {
                 TaskFacts::new()
             })
         });
-        let counted = if maybe_stored { Counted::of(&facts.project()) } else { Counted::default() };
-        Self { facts, counted, maybe_stored }
+        let counted = if maybe_stored {
+            Counted::of(&facts.project())
+        } else {
+            Counted::default()
+        };
+        Self {
+            facts,
+            counted,
+            maybe_stored,
+        }
     }
 }
 
 /// Adds the events of one task; `None` where none of them was new.
 fn absorb(id: &str, mut known: Known, events: &[&Event], tally: &mut Tally) -> (Known, Option<LiveTask>) {
-    let new: Vec<&Event> =
-        events.iter().copied().filter(|event| known.facts.absorb(event) == Absorbed::New).collect();
+    let new: Vec<&Event> = events
+        .iter()
+        .copied()
+        .filter(|event| known.facts.absorb(event) == Absorbed::New)
+        .collect();
     if new.is_empty() && known.maybe_stored {
         return (known, None);
     }
@@ -173,7 +195,12 @@ fn chunk(id: Option<&str>, events: &[&Event], chunks: &mut Vec<EventChunk>) {
         if let Some(first_at) = first_at.take() {
             text.push(']');
             let events = std::mem::take(text).into_bytes();
-            chunks.push(EventChunk { task_id: id.map(str::to_owned), first_at, count: *count, events });
+            chunks.push(EventChunk {
+                task_id: id.map(str::to_owned),
+                first_at,
+                count: *count,
+                events,
+            });
             *count = 0;
         }
     };

@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_secs(1);
 const WORKERS_EVERY: Duration = Duration::from_secs(6);
 
 /// How often final tasks move to history.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_mins(1);
 
 /// How long a final task lingers for late events before it moves.
 const LINGER_SECONDS: u32 = 180;
@@ -149,7 +149,11 @@ impl Reporter {
         for _ in 0..SETTLE_ROUNDS {
             let now = self.shared.now();
             let settled = self.store().await?.settle(now, LINGER_SECONDS).await?;
-            tracing::debug!(moved = settled.moved, merged = settled.merged, "final tasks moved to history");
+            tracing::debug!(
+                moved = settled.moved,
+                merged = settled.merged,
+                "final tasks moved to history"
+            );
             if !settled.more {
                 break;
             }
@@ -190,7 +194,9 @@ impl Reporter {
 
     async fn last_words(&mut self) -> Result<(), StoreError> {
         let mut heartbeat = self.heartbeat();
-        ConnectionState::Disconnected.as_str().clone_into(&mut heartbeat.connection);
+        ConnectionState::Disconnected
+            .as_str()
+            .clone_into(&mut heartbeat.connection);
         heartbeat.reason = Some("MonitorStopped".to_owned());
         heartbeat.message = Some("the monitor was stopped".to_owned());
         self.save().await?;
@@ -202,12 +208,19 @@ impl Reporter {
         let counts = self.shared.workers().counts();
         let connection = status.connection.as_ref();
         let connected = self.shared.is_connected();
-        let message = connection.map(|report| report.message.clone()).filter(|message| !message.is_empty());
+        let message = connection
+            .map(|report| report.message.clone())
+            .filter(|message| !message.is_empty());
         Heartbeat {
             instance: self.instance.clone(),
             version: self.version.clone(),
-            connection: connection.map_or(ConnectionState::Connecting, |report| report.state).as_str().to_owned(),
-            reason: connection.and_then(|report| report.reason).map(|reason| reason.as_str().to_owned()),
+            connection: connection
+                .map_or(ConnectionState::Connecting, |report| report.state)
+                .as_str()
+                .to_owned(),
+            reason: connection
+                .and_then(|report| report.reason)
+                .map(|reason| reason.as_str().to_owned()),
             message,
             broker_version: connection.and_then(|report| report.broker_version.clone()),
             last_event_at: status.last_event_at,

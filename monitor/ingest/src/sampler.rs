@@ -106,7 +106,8 @@ impl Sampler {
                 })
             })
             .collect();
-        self.shared.messages_queued(Some(rows.iter().map(|row| row.ready).sum()));
+        self.shared
+            .messages_queued(Some(rows.iter().map(|row| row.ready).sum()));
         self.samples.send_replace(Some(Arc::new(rows)));
     }
 

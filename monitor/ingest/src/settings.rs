@@ -107,7 +107,10 @@ impl Settings {
     pub fn load(directory: &Path) -> Result<Loaded, Error> {
         let snapshot = Snapshot::read(directory)?;
         let fingerprint = snapshot.fingerprint;
-        Ok(Loaded { settings: Self::parse(&snapshot, directory)?, fingerprint })
+        Ok(Loaded {
+            settings: Self::parse(&snapshot, directory)?,
+            fingerprint,
+        })
     }
 
     /// Returns how long a worker's silence is borne.
@@ -121,8 +124,7 @@ impl Settings {
     fn parse(snapshot: &Snapshot, directory: &Path) -> Result<Self, Error> {
         let config = MonitorConfig::from_yaml(&snapshot.text(directory, file::CONFIG)?).map_err(Error::Config)?;
         let url = SecretUrl::parse(snapshot.text(directory, file::BROKER_URL)?.trim()).map_err(Error::BrokerUrl)?;
-        let mut store =
-            StoreUrl::parse(snapshot.text(directory, file::STORE_URL)?.trim()).map_err(Error::StoreUrl)?;
+        let mut store = StoreUrl::parse(snapshot.text(directory, file::STORE_URL)?.trim()).map_err(Error::StoreUrl)?;
         if let Some(pem) = snapshot.bytes(file::STORE_CA) {
             store = store.with_ca(pem.to_vec());
         }
@@ -147,7 +149,13 @@ impl Settings {
             max_bytes: usize::try_from(config.payloads.max_bytes).unwrap_or(usize::MAX),
             redact_keys: config.payloads.redact_keys.clone(),
         };
-        Ok(Self { config, broker, store, retention, payloads })
+        Ok(Self {
+            config,
+            broker,
+            store,
+            retention,
+            payloads,
+        })
     }
 }
 
@@ -181,18 +189,30 @@ impl Snapshot {
             hasher.update(bytes.as_deref().unwrap_or_default());
             files.push((name, bytes));
         }
-        Ok(Self { files, fingerprint: hasher.digest128() })
+        Ok(Self {
+            files,
+            fingerprint: hasher.digest128(),
+        })
     }
 
     fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.files.iter().find(|(file, _)| *file == name).and_then(|(_, bytes)| bytes.as_deref())
+        self.files
+            .iter()
+            .find(|(file, _)| *file == name)
+            .and_then(|(_, bytes)| bytes.as_deref())
     }
 
     fn text(&self, directory: &Path, name: &str) -> Result<String, Error> {
-        let failed = |kind: io::ErrorKind| Error::Read { path: directory.join(name), source: io::Error::from(kind) };
+        let failed = |kind: io::ErrorKind| Error::Read {
+            path: directory.join(name),
+            source: io::Error::from(kind),
+        };
         let bytes = self.bytes(name).ok_or_else(|| failed(io::ErrorKind::NotFound))?;
-        // The message of a failed conversion could quote the secret; its kind does not.
-        String::from_utf8(bytes.to_vec()).map_err(|_| failed(io::ErrorKind::InvalidData))
+        // The text of a failed conversion could quote the secret; its kind does not.
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return Err(failed(io::ErrorKind::InvalidData));
+        };
+        Ok(text.to_owned())
     }
 }
 
@@ -211,7 +231,9 @@ pub async fn watch_directory(
             () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let path = directory.clone();
-        let Ok(snapshot) = tokio::task::spawn_blocking(move || Snapshot::read(&path)).await else { continue };
+        let Ok(snapshot) = tokio::task::spawn_blocking(move || Snapshot::read(&path)).await else {
+            continue;
+        };
         let outcome = match snapshot {
             Ok(snapshot) if snapshot.fingerprint == known => {
                 // Back to what is in force, after something that was refused.

@@ -104,7 +104,10 @@ impl Shared {
             self.metrics.connection_failed(reason);
         }
         if connected {
-            tracing::info!(broker.version = report.broker_version.as_deref(), "connected to the broker");
+            tracing::info!(
+                broker.version = report.broker_version.as_deref(),
+                "connected to the broker"
+            );
         } else if let Some(reason) = report.reason {
             tracing::warn!(reason = reason.as_str(), message = %report.message, "not connected to the broker");
         }
@@ -217,7 +220,11 @@ impl Shared {
         }
         let at = Instant::now();
         status.rates.push_back((at, events));
-        while status.rates.front().is_some_and(|(then, _)| at.duration_since(*then) > RATE_WINDOW) {
+        while status
+            .rates
+            .front()
+            .is_some_and(|(then, _)| at.duration_since(*then) > RATE_WINDOW)
+        {
             status.rates.pop_front();
         }
     }

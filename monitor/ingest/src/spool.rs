@@ -104,14 +104,25 @@ struct Segment {
 impl Spool {
     /// Opens the directory; segments of an earlier process are read first.
     pub fn open(options: SpoolOptions) -> Result<Self, Error> {
-        let failed = |source| Error::Open { directory: options.directory.clone(), source };
+        let failed = |source| Error::Open {
+            directory: options.directory.clone(),
+            source,
+        };
         std::fs::create_dir_all(&options.directory).map_err(failed)?;
         let mut segments: Vec<Segment> = Vec::new();
         for entry in std::fs::read_dir(&options.directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let Some(number) = segment::number_of(&entry.path()) else { continue };
+            let Some(number) = segment::number_of(&entry.path()) else {
+                continue;
+            };
             let bytes = entry.metadata().map_err(failed)?.len();
-            segments.push(Segment { number, bytes, read: None, finished: false, replayed: true });
+            segments.push(Segment {
+                number,
+                bytes,
+                read: None,
+                finished: false,
+                replayed: true,
+            });
         }
         segments.sort_by_key(|segment| segment.number);
         let next_segment = segments.last().map_or(1, |segment| segment.number + 1);
@@ -135,10 +146,16 @@ impl Spool {
         if self.bytes + size > self.options.max_bytes {
             return Ok(Appended::Full);
         }
-        if self.writer.as_ref().is_none_or(|writer| writer.bytes() + size > self.options.segment_bytes) {
+        if self
+            .writer
+            .as_ref()
+            .is_none_or(|writer| writer.bytes() + size > self.options.segment_bytes)
+        {
             self.begin_segment()?;
         }
-        let Some(writer) = self.writer.as_mut() else { return Ok(Appended::Full) };
+        let Some(writer) = self.writer.as_mut() else {
+            return Ok(Appended::Full);
+        };
         if let Err(error) = writer.append(arrived, body) {
             // What was written of the record is cut off again, so that the reader never meets half of one.
             self.end_segment();
@@ -153,10 +170,12 @@ impl Spool {
     }
 
     /// Returns the next record in order, or `None` when all that was appended has been read.
-    pub fn next(&mut self) -> Result<Option<Record>, Error> {
+    pub fn read_next(&mut self) -> Result<Option<Record>, Error> {
         loop {
             let newest = self.segments.back().map(|segment| segment.number);
-            let Some(segment) = self.segments.iter_mut().find(|segment| !segment.finished) else { return Ok(None) };
+            let Some(segment) = self.segments.iter_mut().find(|segment| !segment.finished) else {
+                return Ok(None);
+            };
             let writing = self.writer.is_some() && Some(segment.number) == newest;
             if writing && segment.read.unwrap_or(0) == segment.bytes {
                 return Ok(None);
@@ -164,18 +183,32 @@ impl Spool {
             if writing && let Some(writer) = self.writer.as_mut() {
                 writer.flush().map_err(Error::Write)?;
             }
-            if self.reader.as_ref().is_none_or(|reader| reader.segment() != segment.number) {
+            if self
+                .reader
+                .as_ref()
+                .is_none_or(|reader| reader.segment() != segment.number)
+            {
                 self.reader = Some(Reader::open(&self.options.directory, segment.number).map_err(Error::Read)?);
             }
-            let Some(reader) = self.reader.as_mut() else { return Ok(None) };
+            let Some(reader) = self.reader.as_mut() else {
+                return Ok(None);
+            };
             match reader.next().map_err(Error::Read)? {
                 segment::Read::Record { arrived, body } => {
                     let before = segment.read.unwrap_or(0);
                     let offset = reader.offset();
                     segment.read = Some(offset);
                     self.unread = self.unread.saturating_sub(offset - before);
-                    let position = Position { segment: segment.number, offset };
-                    return Ok(Some(Record { arrived, body, position, replayed: segment.replayed }));
+                    let position = Position {
+                        segment: segment.number,
+                        offset,
+                    };
+                    return Ok(Some(Record {
+                        arrived,
+                        body,
+                        position,
+                        replayed: segment.replayed,
+                    }));
                 }
                 segment::Read::End { clean } => {
                     // The writer's bytes were flushed above, so an end here is the end of a closed segment.
@@ -232,7 +265,9 @@ impl Spool {
     /// Gives up the segment that is being read: its file is damaged beyond reading.
     pub fn skip_segment(&mut self) {
         self.reader = None;
-        let Some(segment) = self.segments.iter_mut().find(|segment| !segment.finished) else { return };
+        let Some(segment) = self.segments.iter_mut().find(|segment| !segment.finished) else {
+            return;
+        };
         self.damaged += 1;
         self.unread = self.unread.saturating_sub(segment.bytes - segment.read.unwrap_or(0));
         segment.finished = true;
@@ -249,7 +284,13 @@ impl Spool {
         let writer = Writer::create(&self.options.directory, number).map_err(Error::Write)?;
         self.next_segment += 1;
         self.writer = Some(writer);
-        self.segments.push_back(Segment { number, bytes: 0, read: None, finished: false, replayed: false });
+        self.segments.push_back(Segment {
+            number,
+            bytes: 0,
+            read: None,
+            finished: false,
+            replayed: false,
+        });
         Ok(())
     }
 
@@ -263,15 +304,25 @@ impl Spool {
 
     /// A finished segment from which nothing was ever handed out has no commit that would release it.
     fn drop_if_empty(&mut self) {
-        while self.segments.front().is_some_and(|segment| segment.finished && segment.read.is_none()) {
+        while self
+            .segments
+            .front()
+            .is_some_and(|segment| segment.finished && segment.read.is_none())
+        {
             self.delete_oldest();
         }
     }
 
     fn delete_oldest(&mut self) {
-        let Some(segment) = self.segments.pop_front() else { return };
+        let Some(segment) = self.segments.pop_front() else {
+            return;
+        };
         self.bytes = self.bytes.saturating_sub(segment.bytes);
-        if self.reader.as_ref().is_some_and(|reader| reader.segment() == segment.number) {
+        if self
+            .reader
+            .as_ref()
+            .is_some_and(|reader| reader.segment() == segment.number)
+        {
             self.reader = None;
         }
         if let Err(error) = segment::delete(&self.options.directory, segment.number) {
@@ -285,7 +336,11 @@ mod tests {
     use super::*;
 
     fn options(directory: &tempfile::TempDir) -> SpoolOptions {
-        SpoolOptions { directory: directory.path().join("spool"), max_bytes: 10_000, segment_bytes: 1_000 }
+        SpoolOptions {
+            directory: directory.path().join("spool"),
+            max_bytes: 10_000,
+            segment_bytes: 1_000,
+        }
     }
 
     fn body(number: usize) -> Vec<u8> {
@@ -293,7 +348,7 @@ mod tests {
     }
 
     fn read_all(spool: &mut Spool) -> Vec<Record> {
-        std::iter::from_fn(|| spool.next().unwrap()).collect()
+        std::iter::from_fn(|| spool.read_next().unwrap()).collect()
     }
 
     fn files(directory: &tempfile::TempDir) -> usize {
@@ -330,9 +385,9 @@ mod tests {
         let mut spool = Spool::open(options(&directory)).unwrap();
         for number in 0..100 {
             spool.append(number, &body(number as usize)).unwrap();
-            let record = spool.next().unwrap().unwrap();
+            let record = spool.read_next().unwrap().unwrap();
             assert_eq!(record.arrived, number);
-            assert!(spool.next().unwrap().is_none());
+            assert!(spool.read_next().unwrap().is_none());
             spool.release_through(record.position);
         }
         assert!(spool.bytes() < 1_000, "{}", spool.bytes());
@@ -360,7 +415,7 @@ mod tests {
         for number in 0..20 {
             spool.append(number, &body(number as usize)).unwrap();
         }
-        let half: Vec<_> = (0..10).map(|_| spool.next().unwrap().unwrap()).collect();
+        let half: Vec<_> = (0..10).map(|_| spool.read_next().unwrap().unwrap()).collect();
         spool.release_through(half[9].position);
         spool.flush().unwrap();
         drop(spool);
@@ -386,7 +441,12 @@ mod tests {
         drop(spool);
         let first = directory.path().join("spool").join(segment::file_name(1));
         let length = std::fs::metadata(&first).unwrap().len();
-        std::fs::OpenOptions::new().write(true).open(&first).unwrap().set_len(length - 50).unwrap();
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&first)
+            .unwrap()
+            .set_len(length - 50)
+            .unwrap();
 
         let mut spool = Spool::open(options(&directory)).unwrap();
         let arrived: Vec<_> = read_all(&mut spool).into_iter().map(|record| record.arrived).collect();

@@ -51,7 +51,7 @@ pub struct Tally {
 
 #[derive(Debug, Default)]
 struct Count {
-    count: i64,
+    tasks: i64,
     runtime_sum: f64,
     runtime_max: f64,
 }
@@ -99,13 +99,16 @@ impl Tally {
 
     /// Returns the counts that are not zero.
     pub fn finish(self) -> Vec<MinuteStat> {
-        let nonzero = self.counts.into_iter().filter(|(_, count)| count.count != 0 || count.runtime_sum.abs() > 1e-9);
+        let nonzero = self
+            .counts
+            .into_iter()
+            .filter(|(_, count)| count.tasks != 0 || count.runtime_sum.abs() > 1e-9);
         nonzero
             .map(|((minute, task_name, transition), count)| MinuteStat {
                 minute: UnixMicros(minute),
                 task_name: task_name.into(),
                 transition: transition.to_owned(),
-                count: count.count,
+                count: count.tasks,
                 runtime_sum: count.runtime_sum,
                 runtime_max: count.runtime_max,
             })
@@ -114,7 +117,7 @@ impl Tally {
 
     fn add(&mut self, minute: i64, name: &str, transition: &'static str, count: i64, runtime: f64) {
         let entry = self.counts.entry((minute, name.into(), transition)).or_default();
-        entry.count += count;
+        entry.tasks += count;
         entry.runtime_sum += runtime;
         entry.runtime_max = entry.runtime_max.max(runtime);
     }
@@ -159,8 +162,11 @@ mod tests {
         for (before, after) in changes {
             tally.change(&Counted::of(before), &Counted::of(after));
         }
-        let mut all: Vec<_> =
-            tally.finish().into_iter().map(|stat| (stat.minute.0 / MINUTE, stat.transition, stat.count)).collect();
+        let mut all: Vec<_> = tally
+            .finish()
+            .into_iter()
+            .map(|stat| (stat.minute.0 / MINUTE, stat.transition, stat.count))
+            .collect();
         all.sort();
         all
     }
@@ -168,27 +174,48 @@ mod tests {
     #[test]
     fn counts_an_ending_once_however_often_it_is_told() {
         let (open, failed) = (TaskRow::default(), row(TaskState::Failure, 3, 1.0));
-        assert_eq!(counts(&[(open, failed.clone()), (failed.clone(), failed)]), [(3, "failed".into(), 1)]);
+        assert_eq!(
+            counts(&[(open, failed.clone()), (failed.clone(), failed)]),
+            [(3, "failed".into(), 1)]
+        );
     }
 
     #[test]
     fn takes_back_what_later_events_disprove() {
         let (failed, succeeded) = (row(TaskState::Failure, 3, 1.0), row(TaskState::Success, 4, 2.0));
-        assert_eq!(counts(&[(failed, succeeded)]), [(3, "failed".into(), -1), (4, "succeeded".into(), 1)]);
+        assert_eq!(
+            counts(&[(failed, succeeded)]),
+            [(3, "failed".into(), -1), (4, "succeeded".into(), 1)]
+        );
     }
 
     #[test]
     fn a_rerun_does_not_take_back_the_first_run() {
         let first = row(TaskState::Success, 3, 1.0);
-        let rerun = TaskRow { run: 1, ..TaskRow::default() };
-        let second = TaskRow { run: 1, ..row(TaskState::Failure, 5, 1.0) };
-        assert_eq!(counts(&[(first, rerun.clone()), (rerun, second)]), [(5, "failed".into(), 1)]);
+        let rerun = TaskRow {
+            run: 1,
+            ..TaskRow::default()
+        };
+        let second = TaskRow {
+            run: 1,
+            ..row(TaskState::Failure, 5, 1.0)
+        };
+        assert_eq!(
+            counts(&[(first, rerun.clone()), (rerun, second)]),
+            [(5, "failed".into(), 1)]
+        );
     }
 
     #[test]
     fn both_endings_of_one_batch_cancel_out_to_the_last() {
-        let (open, failed, succeeded) =
-            (TaskRow::default(), row(TaskState::Failure, 3, 1.0), row(TaskState::Success, 3, 2.0));
-        assert_eq!(counts(&[(open, failed.clone()), (failed, succeeded)]), [(3, "succeeded".into(), 1)]);
+        let (open, failed, succeeded) = (
+            TaskRow::default(),
+            row(TaskState::Failure, 3, 1.0),
+            row(TaskState::Success, 3, 2.0),
+        );
+        assert_eq!(
+            counts(&[(open, failed.clone()), (failed, succeeded)]),
+            [(3, "succeeded".into(), 1)]
+        );
     }
 }

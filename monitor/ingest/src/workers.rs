@@ -86,6 +86,15 @@ pub struct WorkerTable {
     newly_online: BTreeSet<String>,
 }
 
+/// What matters of a worker's pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pool {
+    /// Runs tasks in the process that should answer: busy means silent.
+    Solo,
+    /// Any other, or not known.
+    Other,
+}
+
 #[derive(Debug)]
 struct Worker {
     row: WorkerRow,
@@ -95,7 +104,7 @@ struct Worker {
     /// What is added to this worker's timestamps: its clock is off.
     skew: i64,
     sends_heartbeats: bool,
-    solo: bool,
+    pool: Pool,
     queues: BTreeSet<String>,
     saved: i64,
     dirty: bool,
@@ -144,7 +153,11 @@ impl WorkerTable {
             worker.state = WorkerState::Offline;
         } else if newer && was == WorkerState::Lost {
             // A task event from a worker that was given up: it lives.
-            worker.state = if worker.sends_heartbeats { WorkerState::Online } else { WorkerState::Unknown };
+            worker.state = if worker.sends_heartbeats {
+                WorkerState::Online
+            } else {
+                WorkerState::Unknown
+            };
         }
         if newer && worker.state != WorkerState::Offline {
             worker.asked = false;
@@ -218,7 +231,7 @@ impl WorkerTable {
     /// What `stats` told: a solo-pool worker is its own pool process.
     pub fn set_solo(&mut self, hostname: &str, solo: bool) {
         if let Some(worker) = self.workers.get_mut(hostname) {
-            worker.solo = solo;
+            worker.pool = if solo { Pool::Solo } else { Pool::Other };
         }
     }
 
@@ -245,7 +258,9 @@ impl WorkerTable {
 
     /// Tells whether the state of a worker has changed since the rows were written.
     pub fn is_urgent(&self) -> bool {
-        self.workers.values().any(|worker| worker.dirty && worker.state.as_str() != worker.row.state)
+        self.workers
+            .values()
+            .any(|worker| worker.dirty && worker.state.as_str() != worker.row.state)
     }
 
     /// Returns the rows to be written, and counts them as written.
@@ -347,7 +362,7 @@ impl Worker {
             heard,
             skew: 0,
             sends_heartbeats: false,
-            solo: false,
+            pool: Pool::Other,
             queues: BTreeSet::new(),
             dirty: false,
             asked: false,
@@ -390,7 +405,10 @@ impl Worker {
 
     /// The answer to the `heartbeat` command says `freq` 5 whatever the truth, and nothing of the load.
     fn take_regular(&mut self, fields: &WorkerFields) {
-        self.row.freq = fields.freq.filter(|freq| freq.is_finite() && *freq > 0.0).or(self.row.freq);
+        self.row.freq = fields
+            .freq
+            .filter(|freq| freq.is_finite() && *freq > 0.0)
+            .or(self.row.freq);
         self.row.active = fields.active.or(self.row.active);
         self.row.processed = fields.processed.or(self.row.processed);
         self.row.loadavg = fields.loadavg.or(self.row.loadavg);
@@ -413,7 +431,11 @@ impl Worker {
 
     fn give_up(&mut self) {
         let busy = self.row.active.is_none_or(|active| active > 0);
-        self.state = if self.solo && busy { WorkerState::Unknown } else { WorkerState::Lost };
+        self.state = if self.pool == Pool::Solo && busy {
+            WorkerState::Unknown
+        } else {
+            WorkerState::Lost
+        };
         self.asked = false;
         self.dirty = true;
     }

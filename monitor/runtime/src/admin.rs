@@ -70,10 +70,17 @@ impl AdminServer {
         health: Health,
         log: LogControl,
     ) -> Result<Self, Error> {
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })?;
-        let address = listener.local_addr().map_err(|source| Error::Bind { address, source })?;
-        Ok(Self { listener, address, context: Arc::new(Context { registry, health, log }) })
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| Error::Bind { address, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| Error::Bind { address, source })?;
+        Ok(Self {
+            listener,
+            address,
+            context: Arc::new(Context { registry, health, log }),
+        })
     }
 
     /// Returns the bound address.
@@ -85,9 +92,9 @@ impl AdminServer {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let router = router(self.context).into_make_service_with_connect_info::<SocketAddr>();
         tracing::info!(admin.address = %self.address, "serving probes and metrics");
-        let signal = shutdown.clone();
+        let ended = shutdown.clone();
         let server = axum::serve(self.listener, router)
-            .with_graceful_shutdown(async move { signal.cancelled().await })
+            .with_graceful_shutdown(async move { ended.cancelled().await })
             .into_future();
         // A scraper that keeps its connection open must not hold up the end of the process.
         let overdue = async {
@@ -95,7 +102,7 @@ impl AdminServer {
             tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
-            served = server => served.map_err(Error::Serve),
+            result = server => result.map_err(Error::Serve),
             () = overdue => Ok(()),
         }
     }
@@ -116,14 +123,22 @@ async fn live(State(context): State<Arc<Context>>) -> Response {
     if stuck.is_empty() {
         return (StatusCode::OK, "ok\n").into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, format!("standing still: {}\n", stuck.join(", "))).into_response()
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("standing still: {}\n", stuck.join(", ")),
+    )
+        .into_response()
 }
 
 async fn ready(State(context): State<Arc<Context>>) -> Response {
     if context.health.is_ready() {
         return (StatusCode::OK, "ok\n").into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, "configuration not read yet, or draining\n").into_response()
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        "configuration not read yet, or draining\n",
+    )
+        .into_response()
 }
 
 async fn metrics(State(context): State<Arc<Context>>) -> Response {
@@ -158,7 +173,9 @@ async fn set_log_level(
             StatusCode::NO_CONTENT.into_response()
         }
         Err(error) => {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            let source = std::error::Error::source(&error)
+                .map(|source| format!(": {source}"))
+                .unwrap_or_default();
             (StatusCode::BAD_REQUEST, format!("{error}{source}\n")).into_response()
         }
     }
@@ -170,7 +187,11 @@ fn is_loopback(peer: SocketAddr) -> bool {
 
 /// Inside a pod loopback is reached by `kubectl exec` and `kubectl port-forward`, which Kubernetes authorises.
 fn from_loopback_only() -> Response {
-    (StatusCode::FORBIDDEN, "only from loopback, for example through kubectl port-forward\n").into_response()
+    (
+        StatusCode::FORBIDDEN,
+        "only from loopback, for example through kubectl port-forward\n",
+    )
+        .into_response()
 }
 
 #[cfg(test)]

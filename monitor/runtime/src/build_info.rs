@@ -55,6 +55,11 @@ mod tests {
     fn names_the_compiler_and_never_leaves_a_field_empty() {
         let info = BuildInfo::of("kanchi-test");
         assert!(info.compiler.starts_with("rustc "), "{info:?}");
-        assert!([info.version, info.commit, info.date].iter().all(|text| !text.is_empty()), "{info:?}");
+        assert!(
+            [info.version, info.commit, info.date]
+                .iter()
+                .all(|text| !text.is_empty()),
+            "{info:?}"
+        );
     }
 }

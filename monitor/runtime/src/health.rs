@@ -59,17 +59,29 @@ impl Health {
 
     /// Registers a task that promises to beat at least once within `limit`.
     pub fn pulse(&self, name: &'static str, limit: Duration) -> Pulse {
-        let pulse =
-            Pulse { name, limit, started: self.inner.started, last_ms: Arc::new(AtomicU64::new(0)) };
+        let pulse = Pulse {
+            name,
+            limit,
+            started: self.inner.started,
+            last_ms: Arc::new(AtomicU64::new(0)),
+        };
         pulse.beat();
-        self.inner.pulses.lock().unwrap_or_else(PoisonError::into_inner).push(pulse.clone());
+        self.inner
+            .pulses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(pulse.clone());
         pulse
     }
 
     /// Returns the names of the tasks that were silent for longer than they promised.
     pub fn stuck(&self) -> Vec<&'static str> {
         let pulses = self.inner.pulses.lock().unwrap_or_else(PoisonError::into_inner);
-        pulses.iter().filter(|pulse| pulse.silence() > pulse.limit).map(|pulse| pulse.name).collect()
+        pulses
+            .iter()
+            .filter(|pulse| pulse.silence() > pulse.limit)
+            .map(|pulse| pulse.name)
+            .collect()
     }
 }
 
@@ -109,7 +121,7 @@ mod tests {
     #[test]
     fn names_a_task_that_stopped_beating_and_no_other() {
         let health = Health::new();
-        let alive = health.pulse("alive", Duration::from_secs(3600));
+        let alive = health.pulse("alive", Duration::from_hours(1));
         let _stuck = health.pulse("stuck", Duration::ZERO);
         let deadline = Instant::now() + Duration::from_secs(5);
         while health.stuck().is_empty() && Instant::now() < deadline {

@@ -37,7 +37,10 @@ pub fn register(registry: &mut Registry, build: BuildInfo) {
 /// Returns the memory of this process; `None` where there is no `/proc`.
 pub fn memory() -> Option<Memory> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    Some(Memory { resident: kibibytes(&status, "VmRSS:")?, peak: kibibytes(&status, "VmHWM:")? })
+    Some(Memory {
+        resident: kibibytes(&status, "VmRSS:")?,
+        peak: kibibytes(&status, "VmHWM:")?,
+    })
 }
 
 /// Returns the processor seconds that this process has used; `None` where there is no `/proc`.
@@ -67,8 +70,18 @@ struct ProcessCollector;
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         if let Some(memory) = memory() {
-            gauge(&mut encoder, "process_resident_memory_bytes", "Resident memory", memory.resident)?;
-            gauge(&mut encoder, "process_resident_memory_max_bytes", "Highest resident memory so far", memory.peak)?;
+            gauge(
+                &mut encoder,
+                "process_resident_memory_bytes",
+                "Resident memory",
+                memory.resident,
+            )?;
+            gauge(
+                &mut encoder,
+                "process_resident_memory_max_bytes",
+                "Highest resident memory so far",
+                memory.peak,
+            )?;
         }
         if let Some(open) = open_files() {
             gauge(&mut encoder, "process_open_fds", "Open file descriptors", open)?;
@@ -99,9 +112,12 @@ mod tests {
         register(&mut registry, BuildInfo::of("kanchi-test"));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        for expected in
-            ["process_resident_memory_bytes ", "process_cpu_seconds_total ", "process_open_fds ", "kanchi_build_info{"]
-        {
+        for expected in [
+            "process_resident_memory_bytes ",
+            "process_cpu_seconds_total ",
+            "process_open_fds ",
+            "kanchi_build_info{",
+        ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
         let memory = memory().unwrap();

@@ -46,7 +46,10 @@ pub struct LogControl {
 
 impl fmt::Debug for LogControl {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("LogControl").field("filter", &self.filter()).finish()
+        formatter
+            .debug_struct("LogControl")
+            .field("filter", &self.filter())
+            .finish()
     }
 }
 
@@ -55,7 +58,9 @@ impl LogControl {
     pub fn set(&self, filter: &str) -> Result<(), Error> {
         let parsed = parse(filter)?;
         self.handle.reload(parsed).map_err(Error::Reload)?;
-        filter.trim().clone_into(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner));
+        filter
+            .trim()
+            .clone_into(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
 
@@ -71,12 +76,20 @@ pub fn init(format: LogFormat, filter: &str) -> Result<LogControl, Error> {
     let registry = tracing_subscriber::registry().with(filter_layer);
     match format {
         LogFormat::Json => registry
-            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_span_list(false),
+            )
             .try_init(),
         LogFormat::Text => registry.with(tracing_subscriber::fmt::layer()).try_init(),
     }
     .map_err(Error::Install)?;
-    Ok(LogControl { handle, current: Arc::new(Mutex::new(filter.trim().to_owned())) })
+    Ok(LogControl {
+        handle,
+        current: Arc::new(Mutex::new(filter.trim().to_owned())),
+    })
 }
 
 /// Checks a filter without installing it.
@@ -88,7 +101,10 @@ fn parse(filter: &str) -> Result<EnvFilter, Error> {
     let filter = filter.trim();
     // `EnvFilter` accepts an empty filter and then shows errors only, which nobody means.
     let filter = if filter.is_empty() { "info" } else { filter };
-    EnvFilter::builder().parse(filter).map_err(|source| Error::Filter { filter: filter.to_owned(), source })
+    EnvFilter::builder().parse(filter).map_err(|source| Error::Filter {
+        filter: filter.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -104,7 +120,10 @@ mod tests {
     #[test]
     fn changes_the_level_of_a_running_subscriber() {
         let (layer, handle) = reload::Layer::new(parse("info").unwrap());
-        let control = LogControl { handle, current: Arc::new(Mutex::new("info".into())) };
+        let control = LogControl {
+            handle,
+            current: Arc::new(Mutex::new("info".into())),
+        };
         let subscriber = tracing_subscriber::registry().with(layer);
         tracing::subscriber::with_default(subscriber, || {
             assert!(!tracing::enabled!(tracing::Level::DEBUG));

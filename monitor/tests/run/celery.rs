@@ -1,13 +1,10 @@
 //! A stream of events as Celery workers send it, generated: tasks interleaved, in messages of one to six events.
 
-use std::fmt::Write as _;
-
 /// A message body and the routing key it travels with.
 pub(crate) struct Body {
     pub(crate) routing_key: &'static str,
     pub(crate) hostname: String,
     pub(crate) json: String,
-    pub(crate) events: usize,
 }
 
 /// One event of the stream, for comparison and for the plain COPY.
@@ -39,19 +36,45 @@ pub(crate) struct Shape {
 impl Shape {
     /// Tasks that begin and end within moments.
     pub(crate) const fn short(tasks: usize, salt: u64) -> Self {
-        Self { tasks, tasks_per_second: 10_000.0, half_long: false, retried_in: 0, older_in: 0, salt }
+        Self {
+            tasks,
+            tasks_per_second: 10_000.0,
+            half_long: false,
+            retried_in: 0,
+            older_in: 0,
+            salt,
+        }
     }
 
     /// Tasks interleaved, half of them a second or longer from received to final, one in a hundred ten minutes or longer,
     /// one in twenty retried.
     pub(crate) const fn realistic(tasks: usize, salt: u64) -> Self {
-        Self { tasks, tasks_per_second: 10_000.0, half_long: true, retried_in: 20, older_in: 100, salt }
+        Self {
+            tasks,
+            tasks_per_second: 10_000.0,
+            half_long: true,
+            retried_in: 20,
+            older_in: 100,
+            salt,
+        }
+    }
+}
+
+impl Shape {
+    fn older(self) -> usize {
+        self.tasks.checked_div(self.older_in).unwrap_or(0)
     }
 }
 
 const WORKERS: usize = 20;
-const NAMES: [&str; 6] =
-    ["shop.orders.confirm", "shop.orders.ship", "billing.charge", "billing.refund", "mail.send", "reports.daily"];
+const NAMES: [&str; 6] = [
+    "shop.orders.confirm",
+    "shop.orders.ship",
+    "billing.charge",
+    "billing.refund",
+    "mail.send",
+    "reports.daily",
+];
 
 /// A generator that gives the same numbers on every machine.
 pub(crate) struct Dice(u64);
@@ -94,15 +117,12 @@ pub(crate) fn task_id(salt: u64, number: usize) -> String {
 
 /// Returns the events that the older tasks of a stream have before it begins.
 pub(crate) fn prelude(shape: Shape, start: f64) -> Vec<Sent> {
-    if shape.older_in == 0 {
-        return Vec::new();
-    }
     let mut events = Vec::new();
-    for number in 0..shape.tasks / shape.older_in {
+    for number in 0..shape.older() {
         let (task, worker) = (task_id(shape.salt ^ 0xffff, number), number % WORKERS);
         let at = start - 700.0 + number as f64 * 1e-4;
         events.push(received(&task, number, worker, at, 0));
-        events.push(event("task-started", &task, worker, at + 0.001, String::new()));
+        events.push(event("task-started", &task, worker, at + 0.001, ""));
     }
     in_order(events)
 }
@@ -115,30 +135,32 @@ pub(crate) fn stream(shape: Shape, start: f64) -> Vec<Sent> {
         let (task, worker) = (task_id(shape.salt, number), number % WORKERS);
         let mut at = start + number as f64 / shape.tasks_per_second;
         let long = shape.half_long && dice.below(2) == 0;
-        let runtime = if long { 1.0 + dice.fraction() * 2.0 } else { 0.002 + dice.fraction() * 0.01 };
-        let mut retries = 0;
+        let runtime = if long {
+            1.0 + dice.fraction() * 2.0
+        } else {
+            0.002 + dice.fraction() * 0.01
+        };
         events.push(sent(&task, number, worker, at, 0));
         events.push(received(&task, number, worker, at + 0.002, 0));
-        events.push(event("task-started", &task, worker, at + 0.004, String::new()));
+        events.push(event("task-started", &task, worker, at + 0.004, ""));
         if shape.retried_in > 0 && number % shape.retried_in == 7 {
-            retries = 1;
             events.push(sent(&task, number, worker, at + 0.005, 1));
             events.push(received(&task, number, worker, at + 0.007, 1));
             let fields = r#","exception":"TimeoutError('later')","traceback":"Traceback (most recent call last):\n  File \"tasks.py\", line 7\nTimeoutError: later\n""#;
-            events.push(event("task-retried", &task, worker, at + 0.008, fields.to_owned()));
+            events.push(event("task-retried", &task, worker, at + 0.008, fields));
             at += 0.5;
-            events.push(event("task-started", &task, worker, at, String::new()));
+            events.push(event("task-started", &task, worker, at, ""));
         }
         if shape.older_in > 0 && number % shape.older_in == 3 {
             continue;
         }
-        events.push(ending(&task, number, worker, at + 0.004 + runtime, runtime, retries));
+        events.push(ending(&task, number, worker, at + 0.004 + runtime, runtime));
     }
     if shape.older_in > 0 {
-        for number in 0..shape.tasks / shape.older_in {
+        for number in 0..shape.older() {
             let (task, worker) = (task_id(shape.salt ^ 0xffff, number), number % WORKERS);
             let at = start + (number * shape.older_in) as f64 / shape.tasks_per_second;
-            events.push(ending(&task, number, worker, at, 700.0, 0));
+            events.push(ending(&task, number, worker, at, 700.0));
         }
     }
     in_order(events)
@@ -163,7 +185,7 @@ fn sent(task: &str, number: usize, worker: usize, at: f64, retries: u32) -> Sent
         number % 977,
         number % 7
     );
-    event("task-sent", task, worker, at, fields)
+    event("task-sent", task, worker, at, &fields)
 }
 
 fn received(task: &str, number: usize, worker: usize, at: f64, retries: u32) -> Sent {
@@ -173,27 +195,35 @@ fn received(task: &str, number: usize, worker: usize, at: f64, retries: u32) -> 
         number % 977,
         number % 7
     );
-    event("task-received", task, worker, at, fields)
+    event("task-received", task, worker, at, &fields)
 }
 
-fn ending(task: &str, number: usize, worker: usize, at: f64, runtime: f64, _retries: u32) -> Sent {
+fn ending(task: &str, number: usize, worker: usize, at: f64, runtime: f64) -> Sent {
     if number % 50 == 11 {
         let fields = r#", "exception": "ValueError('no such order')", "traceback": "Traceback (most recent call last):\n  File \"/app/shop/tasks.py\", line 41, in confirm\n    raise ValueError('no such order')\nValueError: no such order\n""#;
-        return event("task-failed", task, worker, at, fields.to_owned());
+        return event("task-failed", task, worker, at, fields);
     }
-    event("task-succeeded", task, worker, at, format!(r#", "result": "{{'order': {number}}}", "runtime": {runtime}"#))
+    event(
+        "task-succeeded",
+        task,
+        worker,
+        at,
+        &format!(r#", "result": "{{'order': {number}}}", "runtime": {runtime}"#),
+    )
 }
 
-fn event(kind: &'static str, task: &str, worker: usize, timestamp: f64, fields: String) -> Sent {
-    let mut json = String::with_capacity(400);
-    let hostname = hostname(worker);
-    write!(
+fn event(kind: &'static str, task: &str, worker: usize, timestamp: f64, fields: &str) -> Sent {
+    let (hostname, pid) = (hostname(worker), 1000 + worker);
+    let json = format!(
+        r#"{{"hostname": "{hostname}", "utcoffset": 0.0, "pid": {pid}, "clock": 0, "uuid": "{task}"{fields}, "timestamp": {timestamp:.6}, "type": "{kind}"}}"#
+    );
+    Sent {
+        task: task.to_owned(),
+        kind,
+        timestamp,
+        worker,
         json,
-        r#"{{"hostname": "{hostname}", "utcoffset": 0.0, "pid": {}, "clock": 0, "uuid": "{task}"{fields}, "timestamp": {timestamp:.6}, "type": "{kind}"}}"#,
-        1000 + worker
-    )
-    .unwrap();
-    Sent { task: task.to_owned(), kind, timestamp, worker, json }
+    }
 }
 
 fn hostname(worker: usize) -> String {
@@ -211,7 +241,6 @@ pub(crate) fn messages(events: &[Sent]) -> Vec<Body> {
                 routing_key: "task.sent",
                 hostname: hostname(event.worker),
                 json: event.json.clone(),
-                events: 1,
             });
             continue;
         }
@@ -236,6 +265,5 @@ fn list_of(worker: usize, list: &[&str]) -> Body {
         routing_key: "task.multi",
         hostname: hostname(worker),
         json: format!("[{}]", list.join(", ")),
-        events: list.len(),
     }
 }

@@ -10,10 +10,13 @@ use kanchi_test_servers::redis::Redis;
 use crate::celery::{Shape, messages, stream, task_id};
 use crate::rig::{PASSWORD, RedisPublisher, Rig, envelope, envelope_of};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn now() -> f64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
 }
 
 fn events_metric(monitor: &crate::rig::MonitorProcess) -> u64 {
@@ -48,10 +51,20 @@ async fn every_event_is_stored_and_sigterm_drains() -> Result<()> {
     assert_eq!(rig.events()?, events.len() as u64);
     // 2,000 tasks of this stream, of which 20 do not end in it, and 20 whose beginning was before it.
     let tasks = rig.tasks()?;
-    let total: u64 = tasks.split(' ').filter_map(|pair| pair.rsplit(':').next()?.trim().parse::<u64>().ok()).sum();
+    let total: u64 = tasks
+        .split(' ')
+        .filter_map(|pair| pair.rsplit(':').next()?.trim().parse::<u64>().ok())
+        .sum();
     assert_eq!(total, 2_020, "{tasks}");
     assert!(!monitor.whole_log().contains(PASSWORD), "a secret in the log");
-    assert!(monitor.whole_log().lines().next().unwrap_or_default().contains("build.version"));
+    assert!(
+        monitor
+            .whole_log()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .contains("build.version")
+    );
     Ok(())
 }
 
@@ -82,7 +95,9 @@ async fn a_store_that_is_away_fills_the_spool_and_nothing_is_lost() -> Result<()
     })?;
     rig.postgres.start()?;
     let all = events.len() as u64;
-    monitor.until("everything is stored", PATIENCE, |monitor| events_metric(monitor) >= all)?;
+    monitor.until("everything is stored", PATIENCE, |monitor| {
+        events_metric(monitor) >= all
+    })?;
     assert_eq!(rig.events()?, all);
     assert_eq!(monitor.metric("kanchi_monitor_dropped_messages_total"), Some(0.0));
     monitor.until("the spool is empty again", PATIENCE, |monitor| {
@@ -128,9 +143,15 @@ async fn a_hostile_stream_stops_nobody_and_stays_small() -> Result<()> {
     }
     publisher.flush()?;
     let good = events.len() as u64;
-    monitor.until("the good events are stored", PATIENCE, |_| rig.events().unwrap_or_default() >= good)?;
+    monitor.until("the good events are stored", PATIENCE, |_| {
+        rig.events().unwrap_or_default() >= good
+    })?;
     let letters: u64 = rig.sql("select count(*) from kanchi.dead_letter")?.trim().parse()?;
-    assert!(letters >= 6, "{letters}\n{}", rig.sql("select reason, detail from kanchi.dead_letter")?);
+    assert!(
+        letters >= 6,
+        "{letters}\n{}",
+        rig.sql("select reason, detail from kanchi.dead_letter")?
+    );
     assert!(monitor.peak_memory() < 64 << 20, "{}", monitor.peak_memory());
     assert!(monitor.get("/livez")?.starts_with("HTTP/1.1 200"));
     Ok(())
@@ -161,15 +182,13 @@ async fn ten_megabyte_messages_stay_within_the_memory_limit() -> Result<()> {
         })?;
     }
     rig.postgres.start()?;
-    monitor.until("all are stored or counted", Duration::from_secs(300), |monitor| {
-        let dropped = monitor.metric("kanchi_monitor_dropped_messages_total").unwrap_or_default();
+    monitor.until("all are stored or counted", Duration::from_mins(5), |monitor| {
+        let dropped = monitor
+            .metric("kanchi_monitor_dropped_messages_total")
+            .unwrap_or_default();
         events_metric(monitor) as f64 + dropped >= count as f64
     })?;
-    eprintln!(
-        "peak memory {} MiB, dropped {:?}",
-        monitor.peak_memory() >> 20,
-        monitor.metric("kanchi_monitor_dropped_messages_total")
-    );
+    assert_eq!(monitor.metric("kanchi_monitor_dropped_messages_total"), Some(0.0));
     assert!(monitor.peak_memory() < 128 << 20, "{} MiB", monitor.peak_memory() >> 20);
     Ok(())
 }
@@ -187,7 +206,10 @@ async fn a_rotated_password_is_used_without_a_restart_and_a_broken_file_changes_
     monitor.until("the broken URL is refused", PATIENCE, |monitor| {
         monitor.metric("kanchi_monitor_config_current") == Some(0.0)
     })?;
-    assert_eq!(monitor.metric("kanchi_monitor_connection{state=\"Connected\"}"), Some(1.0));
+    assert_eq!(
+        monitor.metric("kanchi_monitor_connection{state=\"Connected\"}"),
+        Some(1.0)
+    );
     redis.cli(&["config", "set", "requirepass", "second"])?;
     rig.write(file::BROKER_URL, &redis.url_of("default", "second"))?;
     monitor.until("the new URL is in force", Duration::from_secs(30), |monitor| {
@@ -207,10 +229,16 @@ async fn a_newer_monitor_takes_over_and_the_older_one_ends_saying_so() -> Result
     let rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
     let mut older = rig.monitor(&[])?;
     older.connected()?;
-    older.until("it writes", PATIENCE, |monitor| monitor.metric("kanchi_monitor_store_up") == Some(1.0))?;
+    older.until("it writes", PATIENCE, |monitor| {
+        monitor.metric("kanchi_monitor_store_up") == Some(1.0)
+    })?;
+    // Room for two monitors at once, whatever the limit of the role is.
+    rig.sql(&format!("alter role kanchi_m_{} connection limit 8", rig.key.0))?;
     let mut newer = rig.monitor_with_spool("second", &[])?;
     newer.connected()?;
-    newer.until("it writes", PATIENCE, |monitor| monitor.metric("kanchi_monitor_store_up") == Some(1.0))?;
+    newer.until("it writes", PATIENCE, |monitor| {
+        monitor.metric("kanchi_monitor_store_up") == Some(1.0)
+    })?;
     let mut publisher = RedisPublisher::connect(redis.port())?;
     let events = stream(Shape::short(10, 5), now());
     for body in messages(&events) {
@@ -221,7 +249,9 @@ async fn a_newer_monitor_takes_over_and_the_older_one_ends_saying_so() -> Result
     assert_eq!(status.code(), Some(75), "{}", older.log());
     assert!(older.log().contains("taken over"), "{}", older.log());
     let all = events.len() as u64;
-    newer.until("everything is stored once", PATIENCE, |_| rig.events().unwrap_or_default() >= all)?;
+    newer.until("everything is stored once", PATIENCE, |_| {
+        rig.events().unwrap_or_default() >= all
+    })?;
     assert_eq!(rig.events()?, all);
     Ok(())
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kanchi_contract::{
-    Celery, EventQueue, EventQueueType, Identity, MonitorConfig, PayloadStore, Payloads, Queues, Retention, Workers, file,
+    Celery, EventQueue, EventQueueType, Identity, MonitorConfig, PayloadStore, Payloads, Queues, Retention, Workers,
+    file,
 };
 use kanchi_store::{BrokerKey, BrokerSpec, RetentionPolicy, StoreAdmin, StoreUrl};
 use kanchi_test_servers::postgres::Postgres;
@@ -40,7 +41,12 @@ impl Rig {
         let key = admin.ensure_broker(&spec).await?;
         let mode = admin.ensure_role(key, PASSWORD).await?;
         let url = admin.monitor_url(key, mode, PASSWORD)?;
-        let rig = Self { postgres, config: config(key), key, directory: tempfile::tempdir()? };
+        let rig = Self {
+            postgres,
+            config: config(key),
+            key,
+            directory: tempfile::tempdir()?,
+        };
         std::fs::create_dir(rig.config_directory())?;
         rig.write(file::STORE_URL, url.expose())?;
         rig.write(file::BROKER_URL, broker_url)?;
@@ -82,7 +88,10 @@ impl Rig {
 
     /// Returns how many events are stored.
     pub(crate) fn events(&self) -> Result<u64> {
-        Ok(self.sql("select coalesce(sum(event_count), 0) from kanchi.event_chunk")?.trim().parse()?)
+        Ok(self
+            .sql("select coalesce(sum(event_count), 0) from kanchi.event_chunk")?
+            .trim()
+            .parse()?)
     }
 
     /// Returns how many tasks are stored, live and settled, by state.
@@ -97,7 +106,10 @@ impl Rig {
 
 fn config(key: BrokerKey) -> MonitorConfig {
     MonitorConfig {
-        broker: Identity { namespace: "shop".into(), name: "orders".into() },
+        broker: Identity {
+            namespace: "shop".into(),
+            name: "orders".into(),
+        },
         broker_key: key.0,
         read_only: false,
         celery: Celery {
@@ -111,10 +123,24 @@ fn config(key: BrokerKey) -> MonitorConfig {
                 expires_seconds: 86_400,
             },
         },
-        queues: Queues { include: vec!["celery".into()], sample_interval_seconds: 1 },
-        workers: Workers { offline_after_seconds: 60 },
-        payloads: Payloads { store: PayloadStore::Full, max_bytes: 65_536, redact_keys: vec![] },
-        retention: Retention { succeeded_days: 14, failed_days: 30, events_days: 7, statistics_days: 365 },
+        queues: Queues {
+            include: vec!["celery".into()],
+            sample_interval_seconds: 1,
+        },
+        workers: Workers {
+            offline_after_seconds: 60,
+        },
+        payloads: Payloads {
+            store: PayloadStore::Full,
+            max_bytes: 65_536,
+            redact_keys: vec![],
+        },
+        retention: Retention {
+            succeeded_days: 14,
+            failed_days: 30,
+            events_days: 7,
+            statistics_days: 365,
+        },
         log_level: "info".into(),
     }
 }
@@ -150,25 +176,27 @@ impl MonitorProcess {
 
     /// Waits until the monitor is connected to its broker.
     pub(crate) fn connected(&mut self) -> Result<()> {
-        self.until("connected", Duration::from_secs(60), |monitor| {
+        self.until("connected", Duration::from_mins(1), |monitor| {
             monitor.metric("kanchi_monitor_connection{state=\"Connected\"}") == Some(1.0)
         })
     }
 
     /// Waits for a condition, and shows the log when it does not come.
-    pub(crate) fn until(
-        &mut self,
-        what: &str,
-        patience: Duration,
-        condition: impl Fn(&Self) -> bool,
-    ) -> Result<()> {
+    pub(crate) fn until(&mut self, what: &str, patience: Duration, condition: impl Fn(&Self) -> bool) -> Result<()> {
         let deadline = Instant::now() + patience;
         while !condition(self) {
             if let Some(status) = self.child.try_wait()? {
-                bail!("the monitor ended with {status} while waiting for: {what}\n{}", self.log());
+                bail!(
+                    "the monitor ended with {status} while waiting for: {what}\n{}",
+                    self.log()
+                );
             }
             if Instant::now() > deadline {
-                bail!("not within {patience:?}: {what}\n{}\n{}", self.log(), self.metrics().unwrap_or_default());
+                bail!(
+                    "not within {patience:?}: {what}\n{}\n{}",
+                    self.log(),
+                    self.metrics().unwrap_or_default()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -201,7 +229,8 @@ impl MonitorProcess {
     /// Returns the value of one series.
     pub(crate) fn metric(&self, series: &str) -> Option<f64> {
         let text = self.metrics().ok()?;
-        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
 
     /// Ends the process as a crash would.
@@ -214,7 +243,10 @@ impl MonitorProcess {
     /// Asks the process to end, and waits for it.
     pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
         let pid = self.child.id().to_string();
-        anyhow::ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "kill -TERM");
+        anyhow::ensure!(
+            Command::new("kill").args(["-TERM", &pid]).status()?.success(),
+            "kill -TERM"
+        );
         let deadline = Instant::now() + Duration::from_secs(40);
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -267,8 +299,12 @@ impl RedisPublisher {
     pub(crate) fn connect(port: u16) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         let replies = stream.try_clone()?;
-        replies.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Self { stream: std::io::BufWriter::with_capacity(256 * 1024, stream), replies, owed: 0 })
+        replies.set_read_timeout(Some(Duration::from_mins(1)))?;
+        Ok(Self {
+            stream: std::io::BufWriter::with_capacity(256 * 1024, stream),
+            replies,
+            owed: 0,
+        })
     }
 
     pub(crate) fn publish(&mut self, routing_key: &str, envelope: &[u8]) -> Result<()> {
@@ -296,10 +332,14 @@ impl RedisPublisher {
             let count = self.replies.read(&mut buffer)?;
             anyhow::ensure!(count > 0, "Redis closed the connection");
             anyhow::ensure!(!buffer[..count].contains(&b'-'), "Redis refused a message");
-            self.owed -= buffer[..count].iter().filter(|byte| **byte == b'\n').count().min(self.owed);
+            self.owed -= lines(&buffer[..count]).min(self.owed);
         }
         Ok(())
     }
+}
+
+fn lines(bytes: &[u8]) -> usize {
+    bytes.split(|byte| *byte == b'\n').count() - 1
 }
 
 /// Wraps a body as kombu's virtual transports do.
@@ -326,12 +366,25 @@ impl AmqpPublisher {
     pub(crate) async fn connect(url: &str) -> Result<Self> {
         let connection = lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        let durable = lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let durable = lapin::options::ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
         channel
-            .exchange_declare("celeryev".into(), lapin::ExchangeKind::Topic, durable, lapin::types::FieldTable::default())
+            .exchange_declare(
+                "celeryev".into(),
+                lapin::ExchangeKind::Topic,
+                durable,
+                lapin::types::FieldTable::default(),
+            )
             .await?;
-        channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await?;
-        Ok(Self { channel, _connection: connection })
+        channel
+            .confirm_select(lapin::options::ConfirmSelectOptions::default())
+            .await?;
+        Ok(Self {
+            channel,
+            _connection: connection,
+        })
     }
 
     pub(crate) async fn publish(&self, routing_key: &str, body: &[u8]) -> Result<()> {

@@ -28,7 +28,11 @@ fn directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), file::CONFIG, CONFIG);
     write(directory.path(), file::BROKER_URL, "redis://:canary@localhost:6379/0\n");
-    write(directory.path(), file::STORE_URL, "postgres://kanchi_m_42:canary@localhost/kanchi\n");
+    write(
+        directory.path(),
+        file::STORE_URL,
+        "postgres://kanchi_m_42:canary@localhost/kanchi\n",
+    );
     directory
 }
 
@@ -40,7 +44,7 @@ fn reads_what_the_operator_mounts() {
     assert_eq!(settings.broker.broker_key, "shop/orders");
     assert_eq!(settings.payloads.max_bytes, 65_536);
     assert!(settings.broker.tls.is_none());
-    assert_eq!(settings.patience().offline_after, Duration::from_secs(60));
+    assert_eq!(settings.patience().offline_after, Duration::from_mins(1));
 }
 
 #[test]
@@ -88,7 +92,11 @@ fn another_file_in_the_directory_changes_nothing() {
     let before = Settings::load(directory.path()).unwrap().fingerprint;
     write(directory.path(), "unrelated", "text");
     assert_eq!(Settings::load(directory.path()).unwrap().fingerprint, before);
-    write(directory.path(), file::BROKER_URL, "redis://:rotated@localhost:6379/0\n");
+    write(
+        directory.path(),
+        file::BROKER_URL,
+        "redis://:rotated@localhost:6379/0\n",
+    );
     assert_ne!(Settings::load(directory.path()).unwrap().fingerprint, before);
 }
 
@@ -107,8 +115,15 @@ async fn applies_a_good_change_keeps_the_old_one_on_a_bad_change_and_ignores_no_
         Arc::clone(&shared),
         shutdown.clone(),
     ));
-    write(directory.path(), file::BROKER_URL, "redis://:rotated@localhost:6379/0\n");
-    tokio::time::timeout(POLL_INTERVAL * 10, receiver.changed()).await.unwrap().unwrap();
+    write(
+        directory.path(),
+        file::BROKER_URL,
+        "redis://:rotated@localhost:6379/0\n",
+    );
+    tokio::time::timeout(POLL_INTERVAL * 10, receiver.changed())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(receiver.borrow_and_update().broker.url.password(), Some("rotated"));
 
     write(directory.path(), file::CONFIG, "broken: [");

@@ -55,7 +55,12 @@ impl Writer {
     pub(super) fn create(directory: &Path, number: u64) -> io::Result<Self> {
         let path = directory.join(file_name(number));
         let file = OpenOptions::new().create_new(true).write(true).open(&path)?;
-        Ok(Self { file: BufWriter::with_capacity(BUFFER_BYTES, file), path, bytes: 0, dirty: false })
+        Ok(Self {
+            file: BufWriter::with_capacity(BUFFER_BYTES, file),
+            path,
+            bytes: 0,
+            dirty: false,
+        })
     }
 
     pub(super) const fn bytes(&self) -> u64 {
@@ -63,8 +68,12 @@ impl Writer {
     }
 
     pub(super) fn append(&mut self, arrived: i64, body: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_RECORD_BYTES);
-        let Some(length) = length else { return Err(io::Error::from(io::ErrorKind::FileTooLarge)) };
+        let length = u32::try_from(body.len())
+            .ok()
+            .filter(|length| *length <= MAX_RECORD_BYTES);
+        let Some(length) = length else {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+        };
         self.dirty = true;
         self.file.write_all(&length.to_le_bytes())?;
         self.file.write_all(&checksum(arrived, body).to_le_bytes())?;
@@ -95,9 +104,14 @@ impl Writer {
 
 /// What a reader found.
 pub(super) enum Read {
-    Record { arrived: i64, body: Bytes },
+    Record {
+        arrived: i64,
+        body: Bytes,
+    },
     /// The end of the file; not clean when a record is cut off or damaged.
-    End { clean: bool },
+    End {
+        clean: bool,
+    },
 }
 
 /// Reads one segment from its beginning.
@@ -111,7 +125,11 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn open(directory: &Path, segment: u64) -> io::Result<Self> {
         let file = File::open(directory.join(file_name(segment)))?;
-        Ok(Self { file: BufReader::with_capacity(BUFFER_BYTES, file), segment, offset: 0 })
+        Ok(Self {
+            file: BufReader::with_capacity(BUFFER_BYTES, file),
+            segment,
+            offset: 0,
+        })
     }
 
     pub(super) const fn segment(&self) -> u64 {
@@ -132,8 +150,8 @@ impl Reader {
             Filled::Nothing => return Ok(Read::End { clean: true }),
             Filled::Part => return Ok(Read::End { clean: false }),
         }
-        let whole = fill(&mut self.file, &mut sum)? == Filled::Whole
-            && fill(&mut self.file, &mut arrived)? == Filled::Whole;
+        let whole =
+            fill(&mut self.file, &mut sum)? == Filled::Whole && fill(&mut self.file, &mut arrived)? == Filled::Whole;
         let length = u32::from_le_bytes(length);
         if !whole || length > MAX_RECORD_BYTES {
             return Ok(Read::End { clean: false });
@@ -147,7 +165,10 @@ impl Reader {
             return Ok(Read::End { clean: false });
         }
         self.offset += record_size(&body);
-        Ok(Read::Record { arrived, body: Bytes::from(body) })
+        Ok(Read::Record {
+            arrived,
+            body: Bytes::from(body),
+        })
     }
 }
 

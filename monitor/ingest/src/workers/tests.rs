@@ -1,8 +1,14 @@
 use super::*;
 use kanchi_domain::{BodyEncoding, Limits, RawMessage, decode};
 
-const PATIENCE: Patience = Patience { offline_after: Duration::from_secs(60), read_only: false };
-const READ_ONLY: Patience = Patience { offline_after: Duration::from_secs(60), read_only: true };
+const PATIENCE: Patience = Patience {
+    offline_after: Duration::from_mins(1),
+    read_only: false,
+};
+const READ_ONLY: Patience = Patience {
+    offline_after: Duration::from_mins(1),
+    read_only: true,
+};
 /// A moment that the decoder accepts.
 const START: i64 = 1_700_000_000;
 
@@ -21,7 +27,11 @@ fn event_at(kind: &str, timestamp: f64, arrived: f64, fields: &str) -> Event {
         body_encoding: BodyEncoding::Raw,
     };
     let decoded = decode(&message, at(arrived), &Limits::DEFAULT);
-    decoded.events.into_iter().next().unwrap_or_else(|| panic!("{body}: {:?}", decoded.rejects))
+    decoded
+        .events
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| panic!("{body}: {:?}", decoded.rejects))
 }
 
 fn event(kind: &str, timestamp: f64, fields: &str) -> Event {
@@ -142,18 +152,27 @@ fn goodbye_is_offline_at_once_and_a_late_heartbeat_does_not_revive_it() {
 fn time_is_the_events_time_so_a_backlog_does_not_revive_the_dead() {
     let mut table = WorkerTable::default();
     // Read ten minutes late, out of the queue: the worker has been silent for ten minutes.
-    table.observe(&event_at("worker-heartbeat", 0.0, 600.0, r#","freq":2.0,"active":0"#), false);
+    table.observe(
+        &event_at("worker-heartbeat", 0.0, 600.0, r#","freq":2.0,"active":0"#),
+        false,
+    );
     assert_eq!(table.check(at(600.0), PATIENCE), ["w@h"]);
 }
 
 #[test]
 fn a_clock_that_is_off_is_corrected_when_caught_up() {
     let mut table = WorkerTable::default();
-    table.observe(&event_at("worker-heartbeat", 0.0, 600.0, r#","freq":2.0,"active":0"#), true);
+    table.observe(
+        &event_at("worker-heartbeat", 0.0, 600.0, r#","freq":2.0,"active":0"#),
+        true,
+    );
     assert!(table.check(at(630.0), PATIENCE).is_empty());
     assert_eq!(table.check(at(661.0), PATIENCE), ["w@h"]);
     let mut ahead = WorkerTable::default();
-    ahead.observe(&event_at("worker-heartbeat", 3600.0, 0.0, r#","freq":2.0,"active":0"#), true);
+    ahead.observe(
+        &event_at("worker-heartbeat", 3600.0, 0.0, r#","freq":2.0,"active":0"#),
+        true,
+    );
     assert_eq!(ahead.check(at(61.0), PATIENCE), ["w@h"]);
 }
 
