@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -131,8 +132,9 @@ fn size(item: &StreamItem) -> usize {
 
 /// Bytes between the socket and the last acknowledgement, on RabbitMQ.
 ///
-/// `held` is exact: deliveries handed out and not acknowledged, of earlier connections too. `buffered` is what the client
-/// library has read and not delivered yet; it is known to be nothing whenever the library has nothing more to deliver.
+/// `held` is exact: deliveries handed out and not acknowledged; `foreign` is the part of it that earlier channels handed
+/// out. `buffered` is what the client library has read and not delivered yet; it is known to be nothing whenever the
+/// library has nothing more to deliver.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     state: Mutex<LedgerState>,
@@ -142,9 +144,12 @@ pub(crate) struct Ledger {
 struct LedgerState {
     unacked: VecDeque<(DeliveryTag, usize)>,
     held: usize,
+    foreign: usize,
+    /// Tags up to this one are foreign.
+    base: u64,
     buffered: usize,
     cap: usize,
-    paused: Option<Waker>,
+    paused: Option<(Waker, Instant)>,
 }
 
 impl Ledger {
@@ -156,6 +161,15 @@ impl Ledger {
         Arc::new(Self {
             state: Mutex::new(state),
         })
+    }
+
+    /// A new channel begins behind this tag: what is held now stays held, but will come a second time.
+    pub(crate) fn begin(&self, base: u64) {
+        let mut state = lock(&self.state);
+        state.base = base;
+        state.foreign = state.held;
+        state.buffered = 0;
+        state.paused = None;
     }
 
     pub(crate) fn delivered(&self, tag: DeliveryTag, bytes: usize) {
@@ -172,45 +186,69 @@ impl Ledger {
             }
             state.unacked.pop_front();
             state.held = state.held.saturating_sub(bytes);
+            if first.0 <= state.base {
+                state.foreign = state.foreign.saturating_sub(bytes);
+            }
         }
-        Self::wake(state);
+        Self::resume(state);
     }
 
     /// The client library has handed over all it has read.
     pub(crate) fn drained(&self) {
         let mut state = lock(&self.state);
         state.buffered = 0;
-        Self::wake(state);
+        Self::resume(state);
     }
 
-    fn wake(mut state: MutexGuard<'_, LedgerState>) {
-        let waker = state.paused.take();
-        drop(state);
-        if let Some(waker) = waker {
+    fn resume(mut state: MutexGuard<'_, LedgerState>) {
+        if state.may_read()
+            && let Some((waker, _since)) = state.paused.take()
+        {
+            drop(state);
             waker.wake();
         }
     }
 
-    pub(crate) fn held(&self) -> usize {
-        lock(&self.state).held
+    /// Returns bytes held, bytes of them that earlier channels handed out, and the number of deliveries held.
+    pub(crate) fn held(&self) -> (usize, usize, usize) {
+        let state = lock(&self.state);
+        (state.held, state.foreign, state.unacked.len())
     }
 
-    pub(crate) fn unacked(&self) -> usize {
-        lock(&self.state).unacked.len()
-    }
-
-    /// Whether the socket may be read. While nothing is held it always may: a message larger than the cap must pass.
+    /// Whether the socket may be read; if not, the waker is called when it may again.
     pub(crate) fn may_read(&self, waker: &Waker) -> bool {
         let mut state = lock(&self.state);
-        if state.held > 0 && state.held + state.buffered > state.cap {
-            state.paused = Some(waker.clone());
-            return false;
+        if state.may_read() {
+            return true;
         }
-        true
+        let since = state
+            .paused
+            .as_ref()
+            .map_or_else(Instant::now, |(_waker, since)| *since);
+        state.paused = Some((waker.clone(), since));
+        false
     }
 
     pub(crate) fn read(&self, bytes: usize) {
         lock(&self.state).buffered += bytes;
+    }
+
+    /// Returns for how long the socket has not been read.
+    pub(crate) fn paused_for(&self) -> Duration {
+        lock(&self.state)
+            .paused
+            .as_ref()
+            .map_or(Duration::ZERO, |(_waker, since)| since.elapsed())
+    }
+}
+
+impl LedgerState {
+    /// While a channel holds nothing of its own it may read on: a message larger than the cap must pass, and a channel
+    /// that opens while much is still held must hear the broker.
+    fn may_read(&self) -> bool {
+        let own = self.held.saturating_sub(self.foreign);
+        let room = self.cap.saturating_sub(self.foreign).max(self.cap / 4);
+        own == 0 || own + self.buffered <= room
     }
 }
 
@@ -269,7 +307,25 @@ mod tests {
         ledger.delivered(DeliveryTag(2), 600);
         assert!(!ledger.may_read(waker));
         ledger.acknowledged(DeliveryTag(1));
-        assert_eq!((ledger.held(), ledger.unacked()), (600, 1));
+        assert_eq!(ledger.held(), (600, 0, 1));
+        assert!(ledger.may_read(waker));
+        assert_eq!(ledger.paused_for(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_an_earlier_channel_holds_leaves_less_room_and_never_deafens_the_next() {
+        let ledger = Ledger::new(1000);
+        let waker = Waker::noop();
+        ledger.delivered(DeliveryTag(1), 5000);
+        assert!(!ledger.may_read(waker));
+        ledger.begin(1);
+        assert!(ledger.may_read(waker));
+        ledger.delivered(DeliveryTag(2), 200);
+        assert!(ledger.may_read(waker));
+        ledger.delivered(DeliveryTag(3), 200);
+        assert!(!ledger.may_read(waker));
+        ledger.acknowledged(DeliveryTag(1));
+        assert_eq!(ledger.held(), (400, 0, 2));
         assert!(ledger.may_read(waker));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::{BoxFuture, pending};
 use futures::{FutureExt, StreamExt};
 use kanchi_contract::Transport;
 use lapin::message::Delivery as AmqpDelivery;
@@ -19,7 +20,7 @@ use super::connection::{AmqpConnection, Purpose, failed};
 use super::prefetch::Prefetch;
 use super::topology::{self, QueuePlan};
 use crate::backoff::Backoff;
-use crate::handover::Ledger;
+use crate::handover::{Handover, Ledger};
 use crate::net::ConnectError;
 use crate::report::{ConnectReason, ConnectionState, GapCause};
 use crate::spec::BrokerConnectSpec;
@@ -49,8 +50,14 @@ struct Consumption {
     restart_suspected: bool,
 }
 
+/// A socket that has not been read for so long gives up its connection: what is under way is more than may be held, and a
+/// new connection asks for less.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// Why consuming ended.
 enum Ended {
+    /// More was under way than may be held.
+    Overloaded,
     Interrupted(Interrupted),
     Failed(ConnectError),
     /// The queue being drained is empty.
@@ -77,7 +84,7 @@ pub(crate) async fn run(task: &mut StreamTask) -> Interrupted {
         }
         match state.serve(task, &spec, &mut backoff).await {
             Ended::Interrupted(Interrupted::Stop) => return Interrupted::Stop,
-            Ended::Interrupted(Interrupted::Reload) | Ended::Drained => continue,
+            Ended::Interrupted(Interrupted::Reload) | Ended::Drained | Ended::Overloaded => continue,
             Ended::Failed(error) => {
                 state.restart_suspected |= matches!(
                     error.reason,
@@ -105,7 +112,7 @@ impl Consumption {
             timeout: task.options.connect_timeout,
             ledger: Some(Arc::clone(&self.ledger)),
         };
-        self.ledger.drained();
+        self.ledger.begin(task.last_tag);
         let setup = async {
             let connection = AmqpConnection::open(spec, purpose).await?;
             let plan = QueuePlan::new(spec, connection.major());
@@ -197,7 +204,7 @@ impl Consumption {
                 Some(queue.clone()),
             );
             let opened = Instant::now();
-            let mut session = match Session::open(self, task, spec, connection, plan, queue, draining.is_some()).await {
+            let mut session = match Session::open(self, task, connection, plan, queue, draining.is_some()).await {
                 Ok(session) => session,
                 Err(error) => return Ended::Failed(failed(spec, &error)),
             };
@@ -243,8 +250,6 @@ struct Session<'a> {
     channel: Channel,
     /// Tag of the stream = `base` + tag of the channel, which counts from 1.
     base: u64,
-    /// Highest tag of the channel that has been acknowledged.
-    acked: u64,
     prefetch: u16,
     upkeeps: u32,
 }
@@ -253,7 +258,6 @@ impl<'a> Session<'a> {
     async fn open(
         state: &'a mut Consumption,
         task: &'a mut StreamTask,
-        _spec: &BrokerConnectSpec,
         connection: &'a AmqpConnection,
         plan: &'a QueuePlan,
         queue: String,
@@ -264,7 +268,9 @@ impl<'a> Session<'a> {
         if let Some(tag) = task.handover.acknowledged() {
             state.ledger.acknowledged(tag);
         }
-        let prefetch = state.prefetch.wanted(state.ledger.held());
+        state.ledger.begin(base);
+        let (held, _foreign, _unacked) = state.ledger.held();
+        let prefetch = state.prefetch.wanted(held);
         Ok(Self {
             state,
             task,
@@ -274,13 +280,35 @@ impl<'a> Session<'a> {
             draining,
             channel,
             base,
-            acked: 0,
             prefetch,
             upkeeps: 0,
         })
     }
 
+    /// Consumes and acknowledges side by side: an answer of the broker may wait behind deliveries that only an
+    /// acknowledgement makes room for.
     async fn run(&mut self) -> Result<Ended, lapin::Error> {
+        let acker = Acker {
+            handover: Arc::clone(&self.task.handover),
+            ledger: Arc::clone(&self.state.ledger),
+            channel: self.channel.clone(),
+            base: self.base,
+        };
+        let (stop, mut specs) = (self.task.stop.clone(), self.task.specs.clone());
+        let mut acked = 0;
+        let outcome = tokio::select! {
+            outcome = self.consume() => outcome,
+            failed = acker.run(&mut acked) => failed,
+            () = acker.overloaded() => Ok(Ended::Overloaded),
+            interrupted = StreamTask::interrupted(&stop, &mut specs) => Ok(Ended::Interrupted(interrupted)),
+        };
+        if outcome.is_ok() {
+            acker.acknowledge(&mut acked).await?;
+        }
+        outcome
+    }
+
+    async fn consume(&mut self) -> Result<Ended, lapin::Error> {
         // The first look comes at once: what was dropped while nobody was there must be known before the first delivery.
         self.upkeep().await;
         loop {
@@ -304,9 +332,10 @@ impl<'a> Session<'a> {
 
     /// Hands deliveries over; `None` when the consumer was cancelled for the sake of another prefetch.
     async fn deliver(&mut self, consumer: &mut Consumer) -> Result<Option<Ended>, lapin::Error> {
-        let handover = Arc::clone(&self.task.handover);
         let mut upkeep = tokio::time::interval_at(tokio::time::Instant::now() + UPKEEP, UPKEEP);
         let mut drain_check = tokio::time::interval(DRAIN_CHECK);
+        let channel = self.channel.clone();
+        let mut cancelling: BoxFuture<'_, Result<(), lapin::Error>> = pending().boxed();
         let mut cancelled = false;
         loop {
             tokio::select! {
@@ -320,23 +349,22 @@ impl<'a> Session<'a> {
                     None if cancelled => return Ok(None),
                     None => return Err(cancelled_by_broker()),
                 },
-                () = handover.ack_arrived.notified() => self.acknowledge().await?,
+                done = &mut cancelling => {
+                    done?;
+                    cancelling = pending().boxed();
+                }
                 _at = upkeep.tick() => self.upkeep().await,
                 _at = drain_check.tick(), if self.draining => {
-                    if self.state.ledger.unacked() == 0 && topology::depth(&self.channel, &self.queue).await? == 0 {
+                    let (_held, _foreign, unacked) = self.state.ledger.held();
+                    if unacked == 0 && topology::depth(&self.channel, &self.queue).await? == 0 {
                         return Ok(Some(Ended::Drained));
                     }
-                }
-                interrupted = StreamTask::interrupted(&self.task.stop, &mut self.task.specs) => {
-                    self.acknowledge().await?;
-                    return Ok(Some(Ended::Interrupted(interrupted)));
                 }
             }
             if !cancelled && let Some(wanted) = self.wanted_prefetch() {
                 self.prefetch = wanted;
-                self.channel
-                    .basic_cancel(consumer.tag(), BasicCancelOptions::default())
-                    .await?;
+                let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+                cancelling = cancel.boxed();
                 cancelled = true;
             }
         }
@@ -396,31 +424,8 @@ impl<'a> Session<'a> {
         })
     }
 
-    async fn acknowledge(&mut self) -> Result<(), lapin::Error> {
-        let Some(tag) = self.task.handover.acknowledged() else {
-            return Ok(());
-        };
-        self.state.ledger.acknowledged(tag);
-        // A tag of an earlier channel only frees its bytes; RabbitMQ has put the message back already.
-        let on_channel = tag.0.min(self.task.last_tag).saturating_sub(self.base);
-        if on_channel > self.acked {
-            self.channel
-                .basic_ack(on_channel, BasicAckOptions { multiple: true })
-                .await?;
-            self.acked = on_channel;
-        }
-        Ok(())
-    }
-
     fn wanted_prefetch(&mut self) -> Option<u16> {
-        let (held, unacked) = (self.state.ledger.held(), self.state.ledger.unacked());
-        let own = usize::try_from(self.task.last_tag.saturating_sub(self.base + self.acked)).unwrap_or(usize::MAX);
-        // All that is held stands for what this channel holds, unless earlier channels left something behind.
-        let foreign = if unacked > own {
-            held / unacked * (unacked - own)
-        } else {
-            0
-        };
+        let (held, foreign, unacked) = self.state.ledger.held();
         self.state.prefetch.change(self.prefetch, held, unacked, foreign)
     }
 
@@ -457,6 +462,46 @@ impl<'a> Session<'a> {
             .is_some();
         channel.close(200, "OK".into()).await?;
         Ok(found)
+    }
+}
+
+/// Sends acknowledgements on, beside everything else that a session does.
+struct Acker {
+    handover: Arc<Handover>,
+    ledger: Arc<Ledger>,
+    channel: Channel,
+    base: u64,
+}
+
+impl Acker {
+    async fn run(&self, acked: &mut u64) -> Result<Ended, lapin::Error> {
+        loop {
+            self.handover.ack_arrived.notified().await;
+            self.acknowledge(acked).await?;
+        }
+    }
+
+    async fn acknowledge(&self, acked: &mut u64) -> Result<(), lapin::Error> {
+        let Some(tag) = self.handover.acknowledged() else {
+            return Ok(());
+        };
+        self.ledger.acknowledged(tag);
+        // A tag of an earlier channel only frees its bytes; RabbitMQ has put the message back already.
+        let on_channel = tag.0.saturating_sub(self.base);
+        if on_channel > *acked {
+            self.channel
+                .basic_ack(on_channel, BasicAckOptions { multiple: true })
+                .await?;
+            *acked = on_channel;
+        }
+        Ok(())
+    }
+
+    /// Returns when the socket has not been read for too long.
+    async fn overloaded(&self) {
+        while self.ledger.paused_for() < LONGEST_PAUSE {
+            tokio::time::sleep(LONGEST_PAUSE / 4).await;
+        }
     }
 }
 
