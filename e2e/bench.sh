@@ -3,7 +3,8 @@
 # KANCHI_BENCH_TASKS sets the size (100000 tasks of about four events by default).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for server in redis-server rabbitmq-server /usr/lib/postgresql/15/bin/postgres; do
-  command -v "$server" >/dev/null || { echo "missing: $server (Debian: apt-get install redis-server rabbitmq-server postgresql)" >&2; exit 1; }
-done
+missing() { echo "missing: $1 (Debian: apt-get install redis-server rabbitmq-server postgresql)" >&2; exit 1; }
+PATH=$PATH:/usr/sbin
+for server in redis-server rabbitmq-server; do command -v "$server" >/dev/null || missing "$server"; done
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing postgresql
 exec cargo bench --quiet -p kanchi-monitor --bench ingest "$@"

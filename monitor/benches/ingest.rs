@@ -316,7 +316,8 @@ fn prepare_copy(postgres: &Postgres) -> Result<()> {
 }
 
 fn copy_command(postgres: &Postgres, file: &std::path::Path) -> Command {
-    let mut command = Command::new("/usr/lib/postgresql/15/bin/psql");
+    // Debian puts it on the path, whatever the version.
+    let mut command = Command::new("psql");
     command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &postgres.url("kanchi"), "-c"]);
     command.arg(format!("\\copy public.event_row from '{}'", file.display()));
     command

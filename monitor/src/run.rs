@@ -110,7 +110,7 @@ async fn serve(args: &RunArgs, monitor: Monitor, registry: Arc<Registry>, log: L
     let in_force = std::sync::Mutex::new(monitor.loaded.settings.config.log_level.clone());
     let result = monitor
         .run(token.clone(), move |settings| {
-            follow_log_level(settings, &level, &in_force)
+            follow_log_level(settings, &level, &in_force);
         })
         .await;
     health.set_not_ready();

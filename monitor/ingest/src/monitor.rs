@@ -108,6 +108,7 @@ impl Monitor {
             () = shutdown.cancelled() => return Ok(()),
             previous = report::previous(&settings, ASK_STORE) => previous,
         };
+        let asked = store.is_some();
         let options = EventStreamOptions {
             budget_bytes: match transport {
                 Transport::Amqp => self.limits.unacknowledged_bytes,
@@ -202,6 +203,7 @@ impl Monitor {
                 shutdown: reporter_end.clone(),
                 store,
                 workers_saved: None,
+                restart_at: (!asked && transport == Transport::Redis).then(|| self.shared.now()),
             }
             .run(),
         );

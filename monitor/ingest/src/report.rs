@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kanchi_broker::ConnectionState;
+use kanchi_broker::{ConnectionState, Gap, GapCause};
+use kanchi_domain::UnixMicros;
 use kanchi_store::{Error as StoreError, Heartbeat, Previous, StoreReporter};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,8 @@ pub struct Reporter {
     pub store: Option<StoreReporter>,
     /// When workers were written last.
     pub workers_saved: Option<Instant>,
+    /// Redis: the store could not be asked at the start where the last process stopped; since when this one listens.
+    pub restart_at: Option<UnixMicros>,
 }
 
 impl Reporter {
@@ -96,6 +99,20 @@ impl Reporter {
         next_settle: &mut Instant,
         loaded_workers: &mut bool,
     ) -> Result<(), StoreError> {
+        if let Some(to) = self.restart_at {
+            // Before the first heartbeat of this process, which would hide the last one of the process before.
+            let previous = self.store().await?.previous().await?;
+            self.restart_at = None;
+            if let Some(from) = previous.last_connected_at.filter(|from| *from < to) {
+                let cause = GapCause::MonitorRestart;
+                self.shared.gap(&Gap {
+                    from,
+                    to: Some(to),
+                    cause,
+                    estimated_events: None,
+                });
+            }
+        }
         if *next_heartbeat <= Instant::now() {
             *next_heartbeat = Instant::now() + HEARTBEAT;
             let heartbeat = self.heartbeat();

@@ -51,12 +51,12 @@ async fn killed_three_times_in_a_burst_it_loses_and_doubles_nothing() -> Result<
     assert!(monitor.terminate()?.success());
     assert_eq!(rig.events()?, all, "double");
     let published: BTreeSet<&str> = events.iter().map(|event| event.task.as_str()).collect();
-    let stored = rig.sql("select task_id from kanchi.task_live union all select task_id from kanchi.task")?;
-    let stored: Vec<&str> = stored.lines().collect();
-    assert_eq!(stored.len(), published.len());
-    assert_eq!(stored.into_iter().collect::<BTreeSet<_>>(), published);
-    let by_state = rig.tasks()?;
-    assert!(by_state.contains("FAILURE:250 SUCCESS:12250"), "{by_state}");
+    let rows = rig.sql("select task_id from kanchi.task_live union all select task_id from kanchi.task")?;
+    let found: Vec<&str> = rows.lines().collect();
+    assert_eq!(found.len(), published.len());
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), published);
+    let counts = rig.tasks()?;
+    assert!(counts.contains("FAILURE:250 SUCCESS:12250"), "{counts}");
     Ok(())
 }
 
