@@ -7,7 +7,6 @@
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
-    clippy::indexing_slicing,
     reason = "a program for people who measure"
 )]
 
@@ -112,7 +111,7 @@ impl Bench {
     async fn stop(&mut self, start: (Instant, Duration, i64)) -> anyhow::Result<Figures> {
         Ok(Figures {
             wall: start.0.elapsed(),
-            cpu: self.cpu() - start.1,
+            cpu: self.cpu().saturating_sub(start.1),
             wal: self.wal().await? - start.2,
         })
     }
@@ -281,7 +280,7 @@ async fn events(bench: &mut Bench) -> anyhow::Result<()> {
 
 fn binary_batch(batch: usize) -> Vec<u8> {
     let mut out = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
-    let mut field = |out: &mut Vec<u8>, bytes: &[u8]| {
+    let field = |out: &mut Vec<u8>, bytes: &[u8]| {
         out.extend((bytes.len() as i32).to_be_bytes());
         out.extend(bytes);
     };
@@ -338,7 +337,6 @@ const COLUMNS: [(&str, &str); 22] = [
 
 fn value(column: usize, task: usize, update: bool) -> Option<String> {
     Some(match COLUMNS[column].0 {
-        "task_id" => task_id(task),
         "facts" => format!("\\x{}", "5a".repeat(if update { 320 } else { 220 })),
         "state" => if update { "SUCCESS" } else { "STARTED" }.into(),
         "name" => "shop.tasks.charge".into(),
@@ -347,7 +345,7 @@ fn value(column: usize, task: usize, update: bool) -> Option<String> {
         "finished_at" if update => "2026-11-21 00:09:53.763659+00".into(),
         "runtime" if update => "0.01231".into(),
         "attempts" => "0".into(),
-        "root_id" => task_id(task),
+        "task_id" | "root_id" => task_id(task),
         "args" => format!("({task}, 'EUR')"),
         "kwargs" => "{'retry': False}".into(),
         "result" if update => format!("{{'charged': {task}}}"),

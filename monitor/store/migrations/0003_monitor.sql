@@ -1,5 +1,10 @@
 -- What a monitor may do, beyond COPY into event_chunk, task_live and task: functions that run as the owner, derive the
 -- broker from the login role as the column defaults do, and touch no other broker's rows.
+--
+-- Those that look tasks up by id leave the planner no choice but one index probe a task: plans are kept for a session,
+-- and one made while a table was nearly empty would read all of it until the next ANALYZE. They join with unnest where
+-- `= any` would probe each of the hash partitions for each id. Generic plans: planning for thousands of ids and some
+-- ninety partitions costs more than looking.
 
 create function kanchi.schema_version() returns integer
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -164,10 +169,16 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
 $$;
 
 create function kanchi.load_facts(p_task_id text[]) returns table (task_id text, facts bytea)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select l.task_id, l.facts from kanchi.task_live l
-    where l.broker_id = kanchi.current_broker() and l.task_id = any (p_task_id)
-$$;
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+begin
+    return query select l.task_id, l.facts
+        from unnest(p_task_id) as i join kanchi.task_live l on l.broker_id = b and l.task_id = i;
+end $$;
 
 create function kanchi.was_committed(p_batch uuid) returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -211,76 +222,117 @@ $$;
 
 -- === Settling ===
 
+-- Classes to look into: in recent history those that the broker's tasks go to now, else all.
+create function kanchi.history_classes(p_broker integer, p_since timestamptz) returns integer[]
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select case when p_since = '-infinity' then array[1, 3, 7, 14, 30, 90, 365]
+        else array(select unnest(array[succeeded_days, failed_days])::integer from kanchi.broker where broker_id = p_broker) end
+$$;
+
 -- Ids of these tasks that have a row in history. Looking into every partition for every task would cost more than
 -- storing it, so the caller says how far back: two days for a task that looks newly born, for ever for one that does not.
 create function kanchi.archived(p_task_id text[], p_since timestamptz) returns setof text
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select t.task_id from kanchi.task t
-    where t.broker_id = kanchi.current_broker() and t.task_id = any (p_task_id) and t.stored_at >= p_since
-        and hashtextextended(t.task_id, 0) = any (array(select hashtextextended(i, 0) from unnest(p_task_id) as i))
-$$;
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    b integer := kanchi.current_broker();
+    hashes bigint[] := array(select hashtextextended(i, 0) from unnest(p_task_id) as i);
+    classes integer[] := kanchi.history_classes(b, p_since);
+begin
+    return query select t.task_id from kanchi.task t
+        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id = b
+            and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= now();
+end $$;
 
 -- Takes tasks that are due out of the live table, oldest first. Rows that a commit is writing are left for later: no
 -- waiting, no deadlock.
 create function kanchi.take_due(p_linger interval, p_limit integer)
 returns table (task_id text, facts bytea, queue text)
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    with due as (
-        select l.broker_id, l.task_id from kanchi.task_live l
-        where l.broker_id = kanchi.current_broker() and l.due_at <= now() - p_linger
-            and l.first_seen_at <= now() - p_linger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+    before timestamptz := now() - p_linger;
+    due text[];
+begin
+    -- In two steps: joined in one statement, the planner guesses the limit and reads the whole table.
+    due := array(
+        select l.task_id from kanchi.task_live l
+        where l.broker_id = b and l.first_seen_at <= before and l.due_at <= before
         order by l.first_seen_at
         limit least(p_limit, 10000)
-        for update skip locked
-    )
-    delete from kanchi.task_live l using due
-    where l.broker_id = due.broker_id and l.task_id = due.task_id
-    returning l.task_id, l.facts, l.queue
-$$;
+        for update skip locked);
+    return query delete from kanchi.task_live l using unnest(due) as i where l.broker_id = b and l.task_id = i
+        returning l.task_id, l.facts, l.queue;
+end $$;
 
 -- Tasks that are not final after the linger and were not looked for in history yet: a late event of an archived task
 -- looks like that. Few: most tasks are final by then.
 create function kanchi.unchecked(p_linger interval, p_limit integer) returns table (task_id text, facts bytea)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select l.task_id, l.facts from kanchi.task_live l
-    where l.broker_id = kanchi.current_broker() and l.due_at is null and l.first_seen_at <= now() - p_linger
-    order by l.first_seen_at
-    limit least(p_limit, 10000)
-$$;
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+begin
+    return query select l.task_id, l.facts from kanchi.task_live l
+        where l.broker_id = b and l.first_seen_at <= now() - p_linger and l.due_at is null
+        order by l.first_seen_at
+        limit least(p_limit, 10000);
+end $$;
 
 create function kanchi.mark_checked(p_task_id text[]) returns void
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    with checked as (
-        select l.broker_id, l.task_id from kanchi.task_live l
-        where l.broker_id = kanchi.current_broker() and l.task_id = any (p_task_id) and l.due_at is null
-        for update skip locked
-    )
-    update kanchi.task_live l set due_at = 'infinity' from checked
-    where l.broker_id = checked.broker_id and l.task_id = checked.task_id
-$$;
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    b integer := kanchi.current_broker();
+    free text[] := array(
+        select l.task_id
+        from unnest(p_task_id) as i join kanchi.task_live l on l.broker_id = b and l.task_id = i and l.due_at is null
+        for update of l skip locked);
+begin
+    update kanchi.task_live l set due_at = 'infinity' from unnest(free) as i where l.broker_id = b and l.task_id = i;
+end $$;
 
 -- Takes these tasks out of the live table, except those that a commit is writing.
 create function kanchi.take_live(p_task_id text[]) returns table (task_id text, facts bytea, queue text)
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    with picked as (
-        select l.broker_id, l.task_id from kanchi.task_live l
-        where l.broker_id = kanchi.current_broker() and l.task_id = any (p_task_id)
-        for update skip locked
-    )
-    delete from kanchi.task_live l using picked
-    where l.broker_id = picked.broker_id and l.task_id = picked.task_id
-    returning l.task_id, l.facts, l.queue
-$$;
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+    free text[] := array(
+        select l.task_id
+        from unnest(p_task_id) as i join kanchi.task_live l on l.broker_id = b and l.task_id = i
+        for update of l skip locked);
+begin
+    return query delete from kanchi.task_live l using unnest(free) as i where l.broker_id = b and l.task_id = i
+        returning l.task_id, l.facts, l.queue;
+end $$;
 
 -- Takes the rows of these tasks out of history, to be written again together with what came late.
 create function kanchi.take_history(p_task_id text[], p_since timestamptz)
 returns table (task_id text, facts bytea, queue text, queue_inferred boolean)
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    delete from kanchi.task t
-    where t.broker_id = kanchi.current_broker() and t.task_id = any (p_task_id) and t.stored_at >= p_since
-        and hashtextextended(t.task_id, 0) = any (array(select hashtextextended(i, 0) from unnest(p_task_id) as i))
-    returning t.task_id, t.facts, t.queue, t.queue_inferred
-$$;
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+    hashes bigint[] := array(select hashtextextended(i, 0) from unnest(p_task_id) as i);
+    classes integer[] := kanchi.history_classes(b, p_since);
+begin
+    return query delete from kanchi.task t
+        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id = b
+            and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= now()
+        returning t.task_id, t.facts, t.queue, t.queue_inferred;
+end $$;
 
 -- === Reports ===
 

@@ -42,7 +42,7 @@ impl StoreAdmin {
             .max_connections(CONNECTIONS)
             .min_connections(0)
             .acquire_timeout(Duration::from_secs(10))
-            .idle_timeout(Duration::from_secs(300))
+            .idle_timeout(Duration::from_mins(5))
             .after_connect(|connection, _| {
                 Box::pin(async move { connection.execute(connection::SESSION).await.map(drop) })
             })

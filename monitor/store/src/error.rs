@@ -151,6 +151,7 @@ fn describe(error: &sqlx::Error) -> String {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "another crate's enum, which may grow")]
 fn classify(error: &sqlx::Error) -> ErrorKind {
     if let Some(db) = error.as_database_error() {
         return db.code().map_or(ErrorKind::Other, |code| classify_sqlstate(&code));
@@ -177,7 +178,6 @@ pub(crate) const NO_BROKER: &str = "KN002";
 fn classify_sqlstate(code: &str) -> ErrorKind {
     match code {
         STALE_EPOCH => ErrorKind::StaleEpoch,
-        NO_BROKER => ErrorKind::Forbidden,
         "53300" => ErrorKind::ConnectionLimit,
         "53100" => ErrorKind::DiskFull,
         "25006" => ErrorKind::ReadOnly,
@@ -187,7 +187,7 @@ fn classify_sqlstate(code: &str) -> ErrorKind {
         "57014" | "55P03" | "40001" | "40P01" | "25P03" => ErrorKind::Timeout,
         // Unknown function, table, column or schema: this database was not migrated as far as this build needs.
         "42883" | "42P01" | "42703" | "3F000" => ErrorKind::MigrationPending,
-        "42501" => ErrorKind::Forbidden,
+        NO_BROKER | "42501" => ErrorKind::Forbidden,
         // A row wider than a page or an index entry, a value out of range, text that is not UTF-8, a check or key refused.
         "54000" | "54001" => ErrorKind::Data,
         _ => match code.get(..2) {

@@ -127,7 +127,7 @@ async fn bootstrap(connection: &mut PgConnection) -> Result<()> {
 }
 
 fn is_collision(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|db| db.code());
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     // Unique violation in a catalog, duplicate schema, duplicate table, tuple concurrently updated.
     matches!(code.as_deref(), Some("23505" | "42P06" | "42P07" | "XX000"))
 }

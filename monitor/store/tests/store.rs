@@ -1,5 +1,7 @@
 //! The store on a real Postgres.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 #[path = "store/world.rs"]
 mod world;
 

@@ -76,6 +76,12 @@ pub(super) fn digests(bytes: &[u8]) -> impl Iterator<Item = u128> + use<'_> {
         .filter_map(|chunk| Some(u128::from_be_bytes(chunk.try_into().ok()?)))
 }
 
+const COPY_CHUNKS: &str = "copy kanchi.event_chunk (retention_days, task_id, first_at, event_count, events)
+    from stdin (format binary)";
+
+const COPY_LIVE: &str = "copy kanchi.task_live (task_id, facts, state, name, queue, worker, due_at)
+    from stdin (format binary)";
+
 async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], retention: RetentionPolicy) -> Result<()> {
     let bytes = chunks.iter().map(|chunk| chunk.events.len() + 96).sum();
     let class = i16::try_from(retention.events.days()).unwrap_or(i16::MAX);
@@ -88,9 +94,7 @@ async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], reten
             .int2(i16::try_from(chunk.count).unwrap_or(i16::MAX))
             .bytes(&chunk.events);
     }
-    const INTO: &str = "copy kanchi.event_chunk (retention_days, task_id, first_at, event_count, events)
-        from stdin (format binary)";
-    copy(connection, INTO, rows).await
+    copy(connection, COPY_CHUNKS, rows).await
 }
 
 /// Tasks that began and ended within the batch go to history at once: the live table would only be passed through.
@@ -143,9 +147,7 @@ async fn copy_live(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result
             .maybe_text(row.worker.as_deref())
             .maybe_time(history::due_at(row));
     }
-    const INTO: &str = "copy kanchi.task_live (task_id, facts, state, name, queue, worker, due_at)
-        from stdin (format binary)";
-    copy(connection, INTO, rows).await
+    copy(connection, COPY_LIVE, rows).await
 }
 
 /// Writes tasks that may have a live row: arrays, because a staging table costs more and must be emptied.

@@ -17,11 +17,13 @@ use crate::writer::{commit, history, json};
 /// Tasks that one call of [`StoreReporter::settle`] moves at most: some 10 MB, some tens of milliseconds.
 const SETTLE_AT_ONCE: usize = 2_000;
 /// One sample of each queue is kept in this time; the newest is always known.
-const SAMPLE_EVERY: Duration = Duration::from_secs(60);
+const SAMPLE_EVERY: Duration = Duration::from_mins(1);
 /// Changes of the connection's state are told at most this often; the operator polls as well.
 const NOTIFY_EVERY: Duration = Duration::from_secs(1);
-/// Batches are pruned this often.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// A call of settle that took so long has met many live tasks; it must not become a load of its own.
+const LONG_SETTLE: Duration = Duration::from_millis(200);
+/// Batches are pruned, and tasks that stay live looked up in history, this often.
+const PRUNE_EVERY: Duration = Duration::from_mins(1);
 
 /// What [`StoreReporter::settle`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct StoreReporter {
     sampled_workers: Option<Instant>,
     notified: Option<Instant>,
     pruned: Option<Instant>,
+    checked: Option<Instant>,
+    rest_until: Option<Instant>,
     owes_hint: bool,
 }
 
@@ -67,6 +71,8 @@ impl StoreReporter {
             sampled_workers: None,
             notified: None,
             pruned: None,
+            checked: None,
+            rest_until: None,
             owes_hint: false,
         })
     }
@@ -229,13 +235,19 @@ impl StoreReporter {
     /// Moves up to 2,000 final tasks, written `linger_seconds` ago or earlier, from live to history. `now` decides
     /// whether a task past its `expires` is EXPIRED.
     ///
-    /// A task whose id is in history already ends in one row there, with the facts of both.
+    /// A task whose id is in history already ends in one row there, with the facts of both. Finding due tasks reads the
+    /// live ones; a call that took long makes the next ones do nothing for twenty times as long.
     pub async fn settle(&mut self, now: UnixMicros, linger_seconds: u32) -> Result<Settled> {
         const OPERATION: &str = "settle final tasks";
+        let begun = Instant::now();
+        if self.rest_until.is_some_and(|until| begun < until) {
+            return Ok(Settled::default());
+        }
         let mut connection = self.link.take().await?;
-        let prune = self.pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY);
+        let due = |last: Option<Instant>| last.is_none_or(|at| begun.duration_since(at) >= PRUNE_EVERY);
+        let (prune, check) = (due(self.pruned), due(self.checked));
         let call = async {
-            let settled = settle(&mut connection, now, linger_seconds, self.retention).await?;
+            let settled = settle(&mut connection, now, linger_seconds, check, self.retention).await?;
             if prune && !settled.more {
                 connection
                     .execute("select kanchi.prune_batches()")
@@ -245,10 +257,15 @@ impl StoreReporter {
             Ok(settled)
         };
         let mut result = within(OPERATION, call).await;
-        if let Err(error) = result {
-            result = Err(super::rolled_back(&mut connection, error).await);
-        } else if prune {
-            self.pruned = Some(Instant::now());
+        match result {
+            Err(error) => result = Err(super::rolled_back(&mut connection, error).await),
+            Ok(settled) if settled.more => {}
+            Ok(_) => {
+                self.pruned = if prune { Some(begun) } else { self.pruned };
+                self.checked = if check { Some(begun) } else { self.checked };
+                let took = begun.elapsed();
+                self.rest_until = (took >= LONG_SETTLE).then(|| begun + took * 20);
+            }
         }
         self.link.put(connection, &result);
         result
@@ -299,6 +316,7 @@ async fn settle(
     connection: &mut PgConnection,
     now: UnixMicros,
     linger_seconds: u32,
+    check: bool,
     retention: RetentionPolicy,
 ) -> Result<Settled> {
     const OPERATION: &str = "settle final tasks";
@@ -308,7 +326,11 @@ async fn settle(
         more: leaving.len() == SETTLE_AT_ONCE,
         ..Settled::default()
     };
-    let unchecked = take_archived(connection, linger_seconds, &mut leaving).await?;
+    let unchecked = if check {
+        take_archived(connection, linger_seconds, &mut leaving).await?
+    } else {
+        0
+    };
     join_history(connection, &mut leaving).await?;
     let mut rows = history::rows(leaving.len() * 1024);
     let mut back = Vec::new();

@@ -276,7 +276,7 @@ async fn reports_tell_what_monitors_said() {
         ..beat
     };
     assert_eq!(report.heartbeat, Some(expected));
-    assert!(report.heartbeat_age.unwrap() < Duration::from_secs(60));
+    assert!(report.heartbeat_age.unwrap() < Duration::from_mins(1));
     assert_eq!((report.gaps_last_day, report.gaps_open), (1, 1));
     assert_eq!(report.top_queues.len(), 5);
     assert_eq!(
@@ -343,7 +343,7 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
     assert_eq!(partly, Deleted::Partly);
     let all = world
         .admin
-        .delete_broker_history(gone.key, Duration::from_secs(60))
+        .delete_broker_history(gone.key, Duration::from_mins(1))
         .await
         .unwrap();
     assert_eq!(all, Deleted::All);

@@ -1,9 +1,11 @@
 //! A Postgres with Kanchi's schema, and events to put into it.
 
+use std::time::{Duration, Instant};
+
 use kanchi_domain::{BodyEncoding, Decoded, Limits, RawMessage, TaskFacts, UnixMicros, decode};
 use kanchi_store::{
-    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, LiveTask, RetentionPolicy, StoreAdmin, StoreReader, StoreReporter,
-    StoreUrl, StoreWriter,
+    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, LiveTask, RetentionPolicy, Settled, StoreAdmin, StoreReader,
+    StoreReporter, StoreUrl, StoreWriter,
 };
 use kanchi_test_servers::postgres::Postgres;
 use uuid::Uuid;
@@ -76,6 +78,19 @@ impl World {
 
     pub(crate) fn sql(&self, sql: &str) -> String {
         self.server.sql("kanchi", sql).unwrap()
+    }
+}
+
+/// Settles until something moved: on a slow machine a call may rest after the one before.
+pub(crate) async fn settle(reporter: &mut StoreReporter, now: UnixMicros) -> Settled {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        let settled = reporter.settle(now, 0).await.unwrap();
+        if settled.moved > 0 {
+            return settled;
+        }
+        assert!(Instant::now() < deadline, "nothing settles");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

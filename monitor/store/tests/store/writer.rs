@@ -9,7 +9,7 @@ use kanchi_store::{
 };
 use uuid::Uuid;
 
-use crate::world::{self, NOON, World, batch, chunk, live, now, received, started, succeeded};
+use crate::world::{self, NOON, World, batch, chunk, live, now, received, settle, started, succeeded};
 
 const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
 const OTHER: &str = "6b2c9f5e-0000-4000-8000-000000000002";
@@ -73,7 +73,7 @@ async fn a_task_goes_from_live_to_history_with_its_events() {
         0,
         "it has to linger"
     );
-    let settled = m.reporter.settle(now(), 0).await.unwrap();
+    let settled = settle(&mut m.reporter, now()).await;
     assert_eq!((settled.moved, settled.merged, settled.more), (1, 0, false));
     let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
     assert_eq!((task.live, task.settled_rows), (false, 1));
@@ -130,14 +130,14 @@ async fn late_events_and_reruns_of_an_archived_task_end_in_one_row() {
     );
 
     // A lone late event does not look final, so it would stay live for ever if nobody looked into history for it.
-    m.reporter.settle(now(), 0).await.unwrap();
+    settle(&mut m.reporter, now()).await;
     // The same id runs again, wholly within a batch.
     let again = [received(ID, 100), started(ID, 101), succeeded(ID, 102)];
     m.writer
         .commit(&batch(m.epoch, vec![live(ID, &again, false)]))
         .await
         .unwrap();
-    while m.reporter.settle(now(), 0).await.unwrap().more {}
+    settle(&mut m.reporter, now()).await;
 
     let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
     assert_eq!((task.live, task.settled_rows), (false, 1), "{:?}", task.row);
@@ -159,7 +159,7 @@ async fn a_task_past_its_expires_is_expired_without_an_event() {
         live(OTHER, &[world::event(OTHER, "task-sent", 0, future)], false),
     ];
     m.writer.commit(&batch(m.epoch, tasks)).await.unwrap();
-    assert_eq!(m.reporter.settle(seconds(7200), 0).await.unwrap().moved, 1);
+    assert_eq!(settle(&mut m.reporter, seconds(7200)).await.moved, 1);
     assert_eq!(
         world.sql("select state, queue, retention_days from kanchi.task"),
         "EXPIRED|billing|30"
@@ -442,7 +442,7 @@ async fn the_next_process_learns_where_the_last_one_left() {
     let previous = m.reporter.previous().await.unwrap();
     assert_eq!(previous.event_queue.as_deref(), Some("kanchi.q"));
     let age = Duration::from_micros(u64::try_from(now().0 - previous.last_connected_at.unwrap().0).unwrap());
-    assert!(age < Duration::from_secs(60), "{age:?}");
+    assert!(age < Duration::from_mins(1), "{age:?}");
     m.writer.commit(&batch(m.epoch, vec![])).await.unwrap();
     assert!(m.reporter.last_commit_at().await.unwrap() >= previous.last_connected_at);
 }
