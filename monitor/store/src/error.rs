@@ -187,7 +187,8 @@ fn classify_sqlstate(code: &str) -> ErrorKind {
         "57014" | "55P03" | "40001" | "40P01" | "25P03" => ErrorKind::Timeout,
         // Unknown function, table, column or schema: this database was not migrated as far as this build needs.
         "42883" | "42P01" | "42703" | "3F000" => ErrorKind::MigrationPending,
-        NO_BROKER | "42501" => ErrorKind::Forbidden,
+        // 23503: the broker's row is gone, so nothing of it can be stored any more.
+        NO_BROKER | "42501" | "23503" => ErrorKind::Forbidden,
         // A row wider than a page or an index entry, a value out of range, text that is not UTF-8, a check or key refused.
         "54000" | "54001" => ErrorKind::Data,
         _ => match code.get(..2) {
