@@ -163,7 +163,8 @@ async fn a_stolen_monitor_role_reads_and_writes_its_own_rows_only() {
 async fn every_relation(thief: &mut Thief<'_>, victim: i32) {
     let relations = thief.world.sql(
         "select relnamespace::regnamespace || '.' || quote_ident(relname), relkind,
-            (select quote_ident(attname) from pg_attribute where attrelid = pg_class.oid and attnum = 1)
+            (select quote_ident(attname) from pg_attribute where attrelid = pg_class.oid and attnum > 0
+                order by attname <> 'broker_id', attnum limit 1)
          from pg_class
          where relkind in ('r', 'p', 'v', 'm', 'S', 'f')
             and relnamespace::regnamespace::text in ('kanchi', 'public') order by 1",
