@@ -160,6 +160,20 @@ impl Rabbitmq {
         Ok(())
     }
 
+    /// Whether the registry of quorum queues on disk has this queue; killed before, the server forgets it.
+    pub fn has_registered(&self, queue: &str) -> bool {
+        let registry = self
+            .path("mnesia")
+            .join(&self.node)
+            .join("quorum")
+            .join(&self.node)
+            .join("names.dets");
+        let bytes = fs::read(registry).unwrap_or_default();
+        bytes
+            .windows(queue.len().max(1))
+            .any(|window| window == queue.as_bytes())
+    }
+
     /// Returns the end of the server's log.
     pub fn log(&self) -> String {
         tail(&self.path("log"))

@@ -312,7 +312,17 @@ impl<'a> Session<'a> {
         // The first look comes at once: what was dropped while nobody was there must be known before the first delivery.
         self.upkeep().await;
         loop {
-            let mut consumer = self.subscribe().await?;
+            let subscribing =
+                tokio::time::timeout(self.task.options.connect_timeout.saturating_mul(3), self.subscribe());
+            let Ok(subscribed) = subscribing.await else {
+                // A quorum queue without a leader: it can be declared, but does not answer.
+                let message = format!("the queue {} does not answer; has it lost its leader?", self.queue);
+                return Ok(Ended::Failed(ConnectError::new(ConnectReason::Timeout, message)));
+            };
+            let mut consumer = subscribed?;
+            // The next process must find a queue that is not drained yet, so that one is reported as long as it lasts.
+            let (version, queue) = (self.connection.broker_version(), Some(self.queue.clone()));
+            self.task.report(ConnectionState::Connected, None, version, queue);
             match self.deliver(&mut consumer).await? {
                 Some(ended) => return Ok(ended),
                 None => tracing::debug!(prefetch = self.prefetch, "changed the prefetch"),
@@ -432,7 +442,8 @@ impl<'a> Session<'a> {
     /// Looks for an overflow and keeps the companions alive. What fails here is tried again at the next upkeep.
     async fn upkeep(&mut self) {
         self.upkeeps += 1;
-        match self.overflowed().await {
+        let looked = tokio::time::timeout(self.task.options.connect_timeout, self.overflowed()).await;
+        match looked.unwrap_or_else(|_elapsed| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())) {
             Ok(true) => {
                 let from = self
                     .task
