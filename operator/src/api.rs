@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kube::core::Status;
+
 use crate::gate;
 
 /// No single call takes longer. The client's own retries (429, 503, 504) happen within.
@@ -35,8 +37,23 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Awaits a call, bounded by [`CALL_LIMIT`]. `what` completes "failed to …".
 pub async fn call<T>(what: &'static str, call: impl Future<Output = kube::Result<T>>) -> Result<T> {
     match tokio::time::timeout(CALL_LIMIT, call).await {
-        Ok(answer) => answer.map_err(|source| Error::Call { what, source: Box::new(source) }),
-        Err(_elapsed) => Err(Error::Timeout { what, limit: CALL_LIMIT }),
+        Ok(answer) => answer.map_err(|source| Error::Call {
+            what,
+            source: Box::new(source),
+        }),
+        Err(_elapsed) => Err(Error::Timeout {
+            what,
+            limit: CALL_LIMIT,
+        }),
+    }
+}
+
+/// Returns what the API server answered, if it did.
+fn answer(error: &kube::Error) -> Option<&Status> {
+    if let kube::Error::Api(status) = error {
+        Some(status)
+    } else {
+        None
     }
 }
 
@@ -44,10 +61,7 @@ impl Error {
     /// Returns the HTTP status of the API server's answer.
     pub fn code(&self) -> Option<u16> {
         match self {
-            Self::Call { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => Some(status.code),
-                _ => None,
-            },
+            Self::Call { source, .. } => answer(source).map(|status| status.code),
             Self::Timeout { .. } => None,
         }
     }
@@ -55,10 +69,7 @@ impl Error {
     /// Returns the API server's own words.
     pub fn message(&self) -> Option<&str> {
         match self {
-            Self::Call { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => Some(&status.message),
-                _ => None,
-            },
+            Self::Call { source, .. } => answer(source).map(|status| status.message.as_str()),
             Self::Timeout { .. } => None,
         }
     }

@@ -36,7 +36,11 @@ pub struct Args {
     #[arg(long, env = "KANCHI_MONITOR_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     pub monitor_image_pull_secrets: Vec<String>,
     /// File with the Postgres URL of the role that owns the store.
-    #[arg(long, env = "KANCHI_STORE_URL_FILE", default_value = "/etc/kanchi-operator/store/url")]
+    #[arg(
+        long,
+        env = "KANCHI_STORE_URL_FILE",
+        default_value = "/etc/kanchi-operator/store/url"
+    )]
     pub store_url_file: PathBuf,
     /// File with the certificate authorities of Postgres, PEM.
     #[arg(long, env = "KANCHI_STORE_CA_FILE")]
@@ -88,13 +92,21 @@ impl From<Format> for LogFormat {
 impl Args {
     /// Returns the namespaces to serve, without blanks and repetitions; empty: all.
     pub fn scopes(&self) -> Vec<Scope> {
-        let mut names: Vec<&str> = self.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+        let mut names: Vec<&str> = self
+            .namespaces
+            .iter()
+            .map(|name| name.trim())
+            .filter(|name| !name.is_empty())
+            .collect();
         names.sort_unstable();
         names.dedup();
         if names.is_empty() {
             return vec![Scope::All];
         }
-        names.into_iter().map(|name| Scope::Namespace(name.to_owned())).collect()
+        names
+            .into_iter()
+            .map(|name| Scope::Namespace(name.to_owned()))
+            .collect()
     }
 
     /// Returns the lease's duration.
@@ -118,7 +130,12 @@ mod tests {
     use clap::CommandFactory;
 
     fn parse(extra: &[&str]) -> Args {
-        let base = ["kanchi-operator", "--pod-name=p", "--pod-namespace=n", "--monitor-image=i"];
+        let base = [
+            "kanchi-operator",
+            "--pod-name=p",
+            "--pod-namespace=n",
+            "--monitor-image=i",
+        ];
         Args::parse_from(base.iter().chain(extra))
     }
 

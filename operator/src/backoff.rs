@@ -8,7 +8,7 @@ use rand::RngExt;
 const FIRST: Duration = Duration::from_secs(1);
 
 /// No failure waits longer than this.
-pub const CAP: Duration = Duration::from_secs(300);
+pub const CAP: Duration = Duration::from_mins(5);
 
 /// A fifth up or down, so that many objects that failed together do not come back together.
 const JITTER: f64 = 0.2;
@@ -43,7 +43,10 @@ mod tests {
     #[test]
     fn jitter_stays_within_a_fifth_and_differs() {
         let delays: Vec<Duration> = (0..100).map(|_| jittered(Duration::from_secs(100))).collect();
-        assert!(delays.iter().all(|delay| (80..=120).contains(&delay.as_secs())), "{delays:?}");
+        assert!(
+            delays.iter().all(|delay| (80..=120).contains(&delay.as_secs())),
+            "{delays:?}"
+        );
         assert!(delays.iter().any(|delay| delay != &delays[0]));
     }
 }

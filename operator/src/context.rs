@@ -58,6 +58,8 @@ pub struct Context {
     pub leadership: Leadership,
     /// What monitors are made of.
     pub settings: Settings,
+    /// Whether our rights come from a ClusterRole: those of a Role go with its namespace.
+    pub outlives_namespaces: bool,
     /// The store.
     pub store: StoreLink,
     /// Metrics.
@@ -80,15 +82,21 @@ pub struct Context {
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Context").field("settings", &self.settings).finish_non_exhaustive()
+        formatter
+            .debug_struct("Context")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
+
+/// A scope's cache and wake queue.
+type Entry = (Scope, Store<Guarded>, Arc<WakeQueue>);
 
 /// The caches of all scopes.
 #[derive(Debug, Default)]
 pub struct Scopes {
     /// Written once per scope at start; read by all passes.
-    entries: RwLock<Vec<(Scope, Store<Guarded>, Arc<WakeQueue>)>>,
+    entries: RwLock<Vec<Entry>>,
     /// How many caches have been listed. The stores' own `wait_until_ready` wakes one waiter only, and that is the
     /// controller.
     listed: AtomicUsize,
@@ -97,7 +105,10 @@ pub struct Scopes {
 impl Scopes {
     /// Adds a scope.
     pub fn add(&self, scope: Scope, store: Store<Guarded>, wake: Arc<WakeQueue>) {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).push((scope, store, wake));
+        self.entries
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((scope, store, wake));
     }
 
     /// Returns every cached object.

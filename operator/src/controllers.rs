@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::NamespaceResourceScope;
 use kanchi_runtime::Pulse;
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Config, Controller, Error as ControllerError};
@@ -71,17 +71,29 @@ pub async fn run_celery_brokers(context: Arc<Context>, scope: Scope, stop: Cance
         }
     });
     let controller = Controller::for_stream(brokers, store)
-        .with_config(Config::default().concurrency(u16::try_from(context.permits.available_permits()).unwrap_or(u16::MAX)))
+        .with_config(
+            Config::default().concurrency(u16::try_from(context.permits.available_permits()).unwrap_or(u16::MAX)),
+        )
         .watches_stream(secrets, move |secret| from_secret(&index, &secret))
         .watches_stream(touched::<StatefulSet>(&context, &scope, children.clone()), from_child)
         .watches_stream(touched::<Service>(&context, &scope, children.clone()), from_child)
-        .watches_stream(touched::<PodDisruptionBudget>(&context, &scope, children.clone()), from_child)
+        .watches_stream(
+            touched::<PodDisruptionBudget>(&context, &scope, children.clone()),
+            from_child,
+        )
         .watches_stream(touched::<NetworkPolicy>(&context, &scope, children.clone()), from_child)
         .watches_stream(touched::<Pod>(&context, &scope, children), from_child)
-        .reconcile_on(wake.stream().map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)))
+        .reconcile_on(
+            wake.stream()
+                .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)),
+        )
         .reconcile_all_on(on_leading)
         .graceful_shutdown_on(stop.cancelled_owned())
-        .run(celery_broker::reconcile, celery_broker::error_policy, Arc::clone(&context));
+        .run(
+            celery_broker::reconcile,
+            celery_broker::error_policy,
+            Arc::clone(&context),
+        );
     drive(&context, controller, &pulse).await;
 }
 
@@ -135,7 +147,9 @@ fn touched<K>(
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Send + Sync + 'static,
 {
-    watcher(api::<PartialObjectMeta<K>>(context, scope), config).default_backoff().touched_objects()
+    watcher(api::<PartialObjectMeta<K>>(context, scope), config)
+        .default_backoff()
+        .touched_objects()
 }
 
 /// From a changed child or pod to its CeleryBroker: the annotation names it, whatever became of the owner reference.
@@ -150,14 +164,30 @@ where
 
 /// From a changed Secret to the CeleryBrokers that use it, and to the one whose child it is.
 fn from_secret(context: &Context, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<Guarded>> {
-    let Some(namespace) = secret.metadata.namespace.as_deref() else { return Vec::new() };
+    let Some(namespace) = secret.metadata.namespace.as_deref() else {
+        return Vec::new();
+    };
     let name = secret.metadata.name.as_deref().unwrap_or_default();
     let mut brokers = context.secrets.users(namespace, name);
-    let managed = secret.metadata.labels.as_ref().and_then(|labels| labels.get(names::MANAGED_BY));
+    let managed = secret
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(names::MANAGED_BY));
     if managed.is_some_and(|by| by == names::OPERATOR) {
-        brokers.extend(secret.metadata.annotations.iter().filter_map(|all| all.get(annotation::BROKER)).cloned());
+        brokers.extend(
+            secret
+                .metadata
+                .annotations
+                .iter()
+                .filter_map(|all| all.get(annotation::BROKER))
+                .cloned(),
+        );
     }
-    brokers.iter().map(|broker| ObjectRef::new(broker).within(namespace)).collect()
+    brokers
+        .iter()
+        .map(|broker| ObjectRef::new(broker).within(namespace))
+        .collect()
 }
 
 fn wake_property(object: &Guarded) -> u64 {

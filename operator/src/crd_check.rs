@@ -12,7 +12,7 @@ use crate::api;
 use crate::lease::chain;
 
 /// How long a start waits for a chart that installs definitions and operator at the same time.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 const DOCUMENT: &str = "/openapi/v3/apis/kanchi.io/v1alpha1";
 
@@ -56,10 +56,21 @@ pub async fn wait(client: &Client, patience: Duration) -> Result<(), Error> {
 }
 
 async fn check(client: &Client) -> Result<(), Error> {
-    let request = http::Request::get(DOCUMENT).body(Vec::new()).map_err(kube::Error::HttpError);
+    let request = http::Request::get(DOCUMENT)
+        .body(Vec::new())
+        .map_err(kube::Error::HttpError);
     let answer = match request {
-        Ok(request) => api::call("read the API server's OpenAPI document", client.request::<Value>(request)).await,
-        Err(source) => Err(api::Error::Call { what: "write a request", source: Box::new(source) }),
+        Ok(request) => {
+            api::call(
+                "read the API server's OpenAPI document",
+                client.request::<Value>(request),
+            )
+            .await
+        }
+        Err(source) => Err(api::Error::Call {
+            what: "write a request",
+            source: Box::new(source),
+        }),
     };
     let served = match answer {
         Ok(document) => document,
@@ -68,12 +79,21 @@ async fn check(client: &Client) -> Result<(), Error> {
     };
     let schema = served_schema(&served).ok_or(Error::Missing)?;
     let missing = missing_fields(&own_schema()?, schema);
-    if missing.is_empty() { Ok(()) } else { Err(Error::TooOld { fields: missing.join(", ") }) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::TooOld {
+            fields: missing.join(", "),
+        })
+    }
 }
 
 fn served_schema(document: &Value) -> Option<&Value> {
     let schemas = document.pointer("/components/schemas")?.as_object()?;
-    schemas.iter().find(|(name, _)| name.ends_with(".CeleryBroker")).map(|(_, schema)| schema)
+    schemas
+        .iter()
+        .find(|(name, _)| name.ends_with(".CeleryBroker"))
+        .map(|(_, schema)| schema)
 }
 
 fn own_schema() -> Result<Value, Error> {
@@ -132,8 +152,14 @@ mod tests {
     fn names_the_fields_that_an_older_definition_lacks() {
         let own = own_schema().unwrap();
         let mut older = own.clone();
-        older["properties"]["spec"]["properties"]["connection"]["properties"].as_object_mut().unwrap().remove("tls");
-        older["properties"]["spec"]["properties"].as_object_mut().unwrap().remove("payloads");
+        older["properties"]["spec"]["properties"]["connection"]["properties"]
+            .as_object_mut()
+            .unwrap()
+            .remove("tls");
+        older["properties"]["spec"]["properties"]
+            .as_object_mut()
+            .unwrap()
+            .remove("payloads");
         assert_eq!(missing_fields(&own, &older), ["spec.connection.tls", "spec.payloads"]);
         assert_eq!(missing_fields(&own, &json!({})), ["spec", "status"]);
     }

@@ -28,7 +28,11 @@ pub enum Fact {
 
 impl Fact {
     /// Every fact.
-    pub const ALL: [Self; 3] = [Self::StatefulSetRecreated, Self::HistoryDeleted, Self::HistoryNotDeleted];
+    pub const ALL: [Self; 3] = [
+        Self::StatefulSetRecreated,
+        Self::HistoryDeleted,
+        Self::HistoryNotDeleted,
+    ];
 
     /// Returns the Event's reason.
     pub fn reason(self) -> &'static str {
@@ -62,13 +66,19 @@ impl std::fmt::Debug for Events {
 impl Events {
     /// Returns a publisher that reports as this pod.
     pub fn new(client: Client, pod: String) -> Self {
-        let reporter = Reporter { controller: names::OPERATOR.to_owned(), instance: Some(pod) };
-        Self { recorder: Recorder::new(client, reporter) }
+        let reporter = Reporter {
+            controller: names::OPERATOR.to_owned(),
+            instance: Some(pod),
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+        }
     }
 
     /// Tells a fact about an object.
     pub async fn tell(&self, object: &ObjectReference, fact: Fact, note: String) {
-        self.publish(object, fact.severity(), fact.reason(), "Reconcile", note).await;
+        self.publish(object, fact.severity(), fact.reason(), "Reconcile", note)
+            .await;
     }
 
     /// Tells that a condition changed: its reason is the Event's, its type the action.
@@ -96,7 +106,10 @@ impl Events {
 
 fn shortened(mut note: String) -> String {
     if note.len() > NOTE_BYTES {
-        let end = (0..=NOTE_BYTES).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
+        let end = (0..=NOTE_BYTES)
+            .rev()
+            .find(|end| note.is_char_boundary(*end))
+            .unwrap_or(0);
         note.truncate(end);
         note.push('…');
     }

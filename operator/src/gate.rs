@@ -20,15 +20,14 @@ pub struct NotLeader;
 
 /// Builds a client whose writes need the Lease.
 pub fn gated_client(config: Config, leadership: Leadership) -> Result<Client, kube::Error> {
-    Ok(ClientBuilder::try_from(config)?.with_layer(&GateLayer { leadership }).build())
+    Ok(ClientBuilder::try_from(config)?
+        .with_layer(&GateLayer { leadership })
+        .build())
 }
 
 /// Tells whether a call was refused by the gate.
 pub fn is_refusal(error: &kube::Error) -> bool {
-    match error {
-        kube::Error::Service(source) => source.downcast_ref::<NotLeader>().is_some(),
-        _ => false,
-    }
+    matches!(error, kube::Error::Service(source) if source.downcast_ref::<NotLeader>().is_some())
 }
 
 #[derive(Clone, Debug)]
@@ -40,7 +39,10 @@ impl<S> Layer<S> for GateLayer {
     type Service = Gate<S>;
 
     fn layer(&self, inner: S) -> Gate<S> {
-        Gate { inner, leadership: self.leadership.clone() }
+        Gate {
+            inner,
+            leadership: self.leadership.clone(),
+        }
     }
 }
 

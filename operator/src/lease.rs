@@ -82,7 +82,13 @@ impl Leadership {
     /// Returns the state of a candidate.
     pub fn candidate() -> Self {
         let (holding, _) = watch::channel(false);
-        Self { inner: Arc::new(Inner { base: Instant::now(), valid_until_ms: AtomicU64::new(0), holding }) }
+        Self {
+            inner: Arc::new(Inner {
+                base: Instant::now(),
+                valid_until_ms: AtomicU64::new(0),
+                holding,
+            }),
+        }
     }
 
     /// Tells whether the claim is still to be believed at this instant.
@@ -99,12 +105,16 @@ impl Leadership {
     fn believe_until(&self, instant: Instant) {
         let until = millis(instant.saturating_duration_since(self.inner.base));
         self.inner.valid_until_ms.store(until, Ordering::Release);
-        self.inner.holding.send_if_modified(|holding| !std::mem::replace(holding, true));
+        self.inner
+            .holding
+            .send_if_modified(|holding| !std::mem::replace(holding, true));
     }
 
     fn resign(&self) {
         self.inner.valid_until_ms.store(0, Ordering::Release);
-        self.inner.holding.send_if_modified(|holding| std::mem::replace(holding, false));
+        self.inner
+            .holding
+            .send_if_modified(|holding| std::mem::replace(holding, false));
     }
 }
 
@@ -139,7 +149,9 @@ fn decide(lease: Option<&Lease>, observed: &mut Option<Observed>, settings: &Lea
         Some(_) => {}
     }
     let renewed = spec.renew_time.map(|time| time.0);
-    let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let seconds = spec
+        .lease_duration_seconds
+        .and_then(|seconds| u64::try_from(seconds).ok());
     let lasts = seconds.map_or(settings.duration, Duration::from_secs);
     match observed {
         Some(seen) if seen.holder == holder && seen.renewed == renewed => {
@@ -150,7 +162,11 @@ fn decide(lease: Option<&Lease>, observed: &mut Option<Observed>, settings: &Lea
             }
         }
         _ => {
-            *observed = Some(Observed { holder, renewed, since: now });
+            *observed = Some(Observed {
+                holder,
+                renewed,
+                since: now,
+            });
             Decision::Wait
         }
     }
@@ -167,12 +183,18 @@ pub struct LeaseTask {
 impl LeaseTask {
     /// Returns the task; the client must be one that may write without the Lease.
     pub fn new(client: Client, settings: LeaseSettings, leadership: Leadership) -> Self {
-        Self { api: Api::namespaced(client, &settings.namespace), settings, leadership }
+        Self {
+            api: Api::namespaced(client, &settings.namespace),
+            settings,
+            leadership,
+        }
     }
 
     /// Runs until the Lease is lost (an error: the process must end) or `release` is cancelled (it is given back).
     pub async fn run(self, release: CancellationToken) -> Result<(), Error> {
-        let Some(lease) = self.acquire(&release).await else { return Ok(()) };
+        let Some(lease) = self.acquire(&release).await else {
+            return Ok(());
+        };
         tracing::info!(lease.name = %self.settings.name, lease.identity = %self.settings.identity, "holding the lease");
         let kept = self.keep(lease, &release).await;
         self.leadership.resign();
@@ -186,7 +208,9 @@ impl LeaseTask {
             match self.look(&mut observed).await {
                 Ok(Some(lease)) => return Some(lease),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(lease.name = %self.settings.name, error = %chain(&error), "lease not read"),
+                Err(error) => {
+                    tracing::warn!(lease.name = %self.settings.name, error = %chain(&error), "lease not read");
+                }
             }
             tokio::select! {
                 () = release.cancelled() => return None,
@@ -208,7 +232,8 @@ impl LeaseTask {
                 let current = current.unwrap_or_default();
                 let previous = current.spec.clone();
                 let lease = self.claim(current, previous);
-                self.bounded(self.api.replace(&self.settings.name, &PostParams::default(), &lease)).await
+                self.bounded(self.api.replace(&self.settings.name, &PostParams::default(), &lease))
+                    .await
             }
         };
         match claim {
@@ -261,7 +286,9 @@ impl LeaseTask {
         if let Some(spec) = next.spec.as_mut() {
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
-        let replaced = self.bounded(self.api.replace(&self.settings.name, &PostParams::default(), &next)).await;
+        let replaced = self
+            .bounded(self.api.replace(&self.settings.name, &PostParams::default(), &next))
+            .await;
         match replaced {
             Err(Attempt::Api(kube::Error::Api(status))) if status.code == 409 || status.code == 404 => {
                 self.renew_after_conflict(next).await
@@ -272,18 +299,34 @@ impl LeaseTask {
 
     /// Somebody wrote the Lease or removed it: keep it only if it still names us, or nobody.
     async fn renew_after_conflict(&self, mut next: Lease) -> Result<Lease, Renewal> {
-        let current = self.bounded(self.api.get_opt(&self.settings.name)).await.map_err(Renewal::Failed)?;
+        let current = self
+            .bounded(self.api.get_opt(&self.settings.name))
+            .await
+            .map_err(Renewal::Failed)?;
         let Some(current) = current else {
             next.metadata.resource_version = None;
             next.metadata.uid = None;
-            return self.bounded(self.api.create(&PostParams::default(), &next)).await.map_err(Renewal::Failed);
+            return self
+                .bounded(self.api.create(&PostParams::default(), &next))
+                .await
+                .map_err(Renewal::Failed);
         };
-        let holder = current.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+        let holder = current
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.holder_identity.clone())
+            .unwrap_or_default();
         if holder != self.settings.identity {
-            return Err(Renewal::Taken(if holder.is_empty() { "nobody".to_owned() } else { holder }));
+            return Err(Renewal::Taken(if holder.is_empty() {
+                "nobody".to_owned()
+            } else {
+                holder
+            }));
         }
         next.metadata.resource_version = current.resource_version();
-        self.bounded(self.api.replace(&self.settings.name, &PostParams::default(), &next)).await.map_err(Renewal::Failed)
+        self.bounded(self.api.replace(&self.settings.name, &PostParams::default(), &next))
+            .await
+            .map_err(Renewal::Failed)
     }
 
     async fn give_back(&self, mut lease: Lease) {
@@ -293,7 +336,10 @@ impl LeaseTask {
             spec.lease_duration_seconds = Some(1);
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
-        match self.bounded(self.api.replace(&self.settings.name, &PostParams::default(), &lease)).await {
+        match self
+            .bounded(self.api.replace(&self.settings.name, &PostParams::default(), &lease))
+            .await
+        {
             Ok(_) => tracing::info!(lease.name = %self.settings.name, "lease given back"),
             Err(error) => {
                 tracing::warn!(lease.name = %self.settings.name, error = %chain(&error), "lease not given back");
@@ -303,7 +349,9 @@ impl LeaseTask {
 
     fn claim(&self, mut lease: Lease, previous: Option<LeaseSpec>) -> Lease {
         let now = MicroTime(Timestamp::now());
-        let transitions = previous.and_then(|spec| spec.lease_transitions).map_or(0, |count| count.saturating_add(1));
+        let transitions = previous
+            .and_then(|spec| spec.lease_transitions)
+            .map_or(0, |count| count.saturating_add(1));
         lease.metadata = ObjectMeta {
             name: Some(self.settings.name.clone()),
             namespace: Some(self.settings.namespace.clone()),
@@ -331,7 +379,10 @@ impl LeaseTask {
     }
 
     fn lost(&self, reason: String) -> Error {
-        Error::Lost { name: self.settings.name.clone(), reason }
+        Error::Lost {
+            name: self.settings.name.clone(),
+            reason,
+        }
     }
 }
 
@@ -389,7 +440,10 @@ mod tests {
         let now = Instant::now();
         assert_eq!(decide(None, &mut None, &settings(), now), Decision::Create);
         assert_eq!(decide(Some(&lease("", 1)), &mut None, &settings(), now), Decision::Take);
-        assert_eq!(decide(Some(&lease("me", 1)), &mut None, &settings(), now), Decision::Take);
+        assert_eq!(
+            decide(Some(&lease("me", 1)), &mut None, &settings(), now),
+            Decision::Take
+        );
     }
 
     #[test]
@@ -399,19 +453,47 @@ mod tests {
         // The holder's clock is a century off; only our own counts.
         let stale = lease("other", -3_000_000_000);
         assert_eq!(decide(Some(&stale), &mut observed, &settings(), now), Decision::Wait);
-        assert_eq!(decide(Some(&stale), &mut observed, &settings(), now + Duration::from_secs(15)), Decision::Wait);
-        assert_eq!(decide(Some(&stale), &mut observed, &settings(), now + Duration::from_secs(16)), Decision::Take);
+        assert_eq!(
+            decide(Some(&stale), &mut observed, &settings(), now + Duration::from_secs(15)),
+            Decision::Wait
+        );
+        assert_eq!(
+            decide(Some(&stale), &mut observed, &settings(), now + Duration::from_secs(16)),
+            Decision::Take
+        );
     }
 
     #[test]
     fn starts_to_count_again_when_the_holder_renews() {
         let now = Instant::now();
         let mut observed = None;
-        assert_eq!(decide(Some(&lease("other", 1)), &mut observed, &settings(), now), Decision::Wait);
+        assert_eq!(
+            decide(Some(&lease("other", 1)), &mut observed, &settings(), now),
+            Decision::Wait
+        );
         let later = now + Duration::from_secs(14);
-        assert_eq!(decide(Some(&lease("other", 2)), &mut observed, &settings(), later), Decision::Wait);
-        assert_eq!(decide(Some(&lease("other", 2)), &mut observed, &settings(), now + Duration::from_secs(16)), Decision::Wait);
-        assert_eq!(decide(Some(&lease("other", 2)), &mut observed, &settings(), later + Duration::from_secs(16)), Decision::Take);
+        assert_eq!(
+            decide(Some(&lease("other", 2)), &mut observed, &settings(), later),
+            Decision::Wait
+        );
+        assert_eq!(
+            decide(
+                Some(&lease("other", 2)),
+                &mut observed,
+                &settings(),
+                now + Duration::from_secs(16)
+            ),
+            Decision::Wait
+        );
+        assert_eq!(
+            decide(
+                Some(&lease("other", 2)),
+                &mut observed,
+                &settings(),
+                later + Duration::from_secs(16)
+            ),
+            Decision::Take
+        );
     }
 
     #[test]
@@ -425,7 +507,7 @@ mod tests {
     fn belief_ends_by_itself() {
         let leadership = Leadership::candidate();
         assert!(!leadership.is_leader());
-        leadership.believe_until(Instant::now() + Duration::from_secs(60));
+        leadership.believe_until(Instant::now() + Duration::from_mins(1));
         assert!(leadership.is_leader() && *leadership.changes().borrow());
         leadership.believe_until(Instant::now());
         assert!(!leadership.is_leader());

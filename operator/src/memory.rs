@@ -8,6 +8,7 @@ use kanchi_store::BrokerKey;
 
 use crate::controllers::celery_broker::grant::Grant;
 use crate::controllers::celery_broker::status::WorldView;
+use crate::store_link::Farewell;
 
 /// A child and what it was when it was last applied: the hash of what was wanted and the hash of what came back.
 pub type Fingerprints = HashMap<&'static str, (String, String)>;
@@ -35,6 +36,8 @@ pub struct Remembered {
     pub view: Option<WorldView>,
     /// When counts were last written.
     pub counts_written: Option<Instant>,
+    /// What becomes of the broker's part of the store when the object goes without a finalizer.
+    pub farewell: Option<Farewell>,
     /// Uid of the namespace.
     pub namespace_uid: Option<String>,
 }
@@ -61,14 +64,21 @@ impl Memory {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner).remove(uid)
     }
 
-    /// Forgets all objects that are not listed.
-    pub fn retain(&self, is_there: impl Fn(&str) -> bool) {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| is_there(uid));
+    /// Forgets all objects that are not there any more, and returns what was remembered of them.
+    pub fn take_absent(&self, is_there: impl Fn(&str) -> bool) -> Vec<(String, Remembered)> {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.extract_if(|uid, _| !is_there(uid)).collect()
     }
 
     /// Forgets everything: somebody else may have written meanwhile.
     pub fn clear(&self) {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Tells whether an object has this key in the store.
+    pub fn has_key(&self, key: BrokerKey) -> bool {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.values().any(|remembered| remembered.key == Some(key))
     }
 
     /// Returns the uids of other objects of a namespace that stand for the same broker.
@@ -77,6 +87,10 @@ impl Memory {
         let same = |(other, remembered): &(&String, &Remembered)| {
             other.as_str() != uid && remembered.namespace == namespace && remembered.watches.as_deref() == Some(watches)
         };
-        objects.iter().filter(same).map(|(uid, remembered)| (uid.clone(), remembered.name.clone())).collect()
+        objects
+            .iter()
+            .filter(same)
+            .map(|(uid, remembered)| (uid.clone(), remembered.name.clone()))
+            .collect()
     }
 }

@@ -95,7 +95,11 @@ impl Metrics {
         let operator = registry.sub_registry_with_prefix("kanchi_operator");
         operator.register("reconciles", "Passes over resources", metrics.passes.clone());
         operator.register("reconcile_errors", "Failed passes by category", metrics.errors.clone());
-        operator.register("reconcile_duration_seconds", "Duration of a pass", metrics.duration.clone());
+        operator.register(
+            "reconcile_duration_seconds",
+            "Duration of a pass",
+            metrics.duration.clone(),
+        );
         operator.register("reconciles_running", "Passes under way", metrics.running.clone());
         operator.register("leader", "1 while this replica holds the lease", metrics.leader.clone());
         operator.register("store_up", "1 while the store can be used", metrics.store_up.clone());
@@ -104,9 +108,19 @@ impl Metrics {
             "Brokers whose monitors share one database role, so that tenants are not isolated",
             metrics.shared_roles.clone(),
         );
-        operator.register("watch_errors", "Watches that failed and were started again", metrics.watch_errors.clone());
-        operator.register("unreadable_resources", "Resources that could not be parsed", metrics.unreadable.clone());
-        registry.register_collector(Box::new(SampleCollector { samples: Arc::clone(&metrics.samples) }));
+        operator.register(
+            "watch_errors",
+            "Watches that failed and were started again",
+            metrics.watch_errors.clone(),
+        );
+        operator.register(
+            "unreadable_resources",
+            "Resources that could not be parsed",
+            metrics.unreadable.clone(),
+        );
+        registry.register_collector(Box::new(SampleCollector {
+            samples: Arc::clone(&metrics.samples),
+        }));
         metrics
     }
 
@@ -131,10 +145,22 @@ struct SampleCollector {
 type BrokerGauge = (&'static str, &'static str, fn(&BrokerSample) -> Option<f64>);
 
 const BROKER_GAUGES: [BrokerGauge; 4] = [
-    ("kanchi_celerybroker_workers_online", "Workers online", |sample| sample.workers.map(|count| count as f64)),
-    ("kanchi_celerybroker_messages_queued", "Messages that wait", |sample| sample.queued.map(|count| count as f64)),
-    ("kanchi_celerybroker_events_per_second", "Events stored a second", |sample| sample.events_per_second),
-    ("kanchi_celerybroker_heartbeat_age_seconds", "Age of the monitor's last report", |sample| sample.heartbeat_age),
+    ("kanchi_celerybroker_workers_online", "Workers online", |sample| {
+        sample.workers.map(|count| count as f64)
+    }),
+    ("kanchi_celerybroker_messages_queued", "Messages that wait", |sample| {
+        sample.queued.map(|count| count as f64)
+    }),
+    (
+        "kanchi_celerybroker_events_per_second",
+        "Events stored a second",
+        |sample| sample.events_per_second,
+    ),
+    (
+        "kanchi_celerybroker_heartbeat_age_seconds",
+        "Age of the monitor's last report",
+        |sample| sample.heartbeat_age,
+    ),
 ];
 
 impl Collector for SampleCollector {
@@ -148,8 +174,12 @@ impl Collector for SampleCollector {
             encoder.encode_descriptor("kanchi_celerybroker_condition", help, None, MetricType::Gauge)?;
         for ((namespace, name), sample) in &samples {
             for (type_, status) in &sample.conditions {
-                let labels =
-                    [("namespace", namespace.as_str()), ("name", name), ("type", type_), ("status", status)];
+                let labels = [
+                    ("namespace", namespace.as_str()),
+                    ("name", name),
+                    ("type", type_),
+                    ("status", status),
+                ];
                 ConstGauge::new(1_i64).encode(conditions.encode_family(&labels)?)?;
             }
         }
@@ -189,10 +219,15 @@ mod tests {
         };
         metrics.show([(("shop".into(), "orders".into()), sample)].into());
         let shown = text(&registry);
-        assert!(shown.contains(
-            r#"kanchi_celerybroker_condition{namespace="shop",name="orders",type="Ready",status="True"} 1"#
-        ));
-        assert!(shown.contains(r#"kanchi_celerybroker_workers_online{namespace="shop",name="orders"} 2"#), "{shown}");
+        assert!(
+            shown.contains(
+                r#"kanchi_celerybroker_condition{namespace="shop",name="orders",type="Ready",status="True"} 1"#
+            )
+        );
+        assert!(
+            shown.contains(r#"kanchi_celerybroker_workers_online{namespace="shop",name="orders"} 2"#),
+            "{shown}"
+        );
         assert!(!shown.contains("messages_queued{"), "{shown}");
         metrics.hide("shop", "orders");
         assert!(!text(&registry).contains("orders"));

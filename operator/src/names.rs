@@ -122,7 +122,9 @@ mod tests {
         name.len() <= STATEFUL_SET_NAME
             && starts_with_a_letter(name)
             && name.ends_with(|last: char| last.is_ascii_alphanumeric())
-            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     }
 
     #[test]
@@ -161,6 +163,10 @@ mod tests {
     #[test]
     fn selectors_carry_no_version() {
         assert!(selector("x").keys().all(|key| !key.contains("version")));
-        assert!(selector("x").iter().all(|(key, value)| labels("x").get(key) == Some(value)));
+        assert!(
+            selector("x")
+                .iter()
+                .all(|(key, value)| labels("x").get(key) == Some(value))
+        );
     }
 }

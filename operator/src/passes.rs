@@ -30,7 +30,10 @@ impl Passes {
         inner.next += 1;
         let id = inner.next;
         inner.running.insert(id, Instant::now());
-        Running { passes: self.clone(), id }
+        Running {
+            passes: self.clone(),
+            id,
+        }
     }
 
     /// Returns how long the longest pass has been running.
@@ -47,7 +50,12 @@ impl Passes {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.passes.inner.lock().unwrap_or_else(PoisonError::into_inner).running.remove(&self.id);
+        self.passes
+            .inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .running
+            .remove(&self.id);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A monitor that does not come back keeps its slot this long: a bad image stops after the first few, not for ever.
-pub const SLOT_LIMIT: Duration = Duration::from_secs(600);
+pub const SLOT_LIMIT: Duration = Duration::from_mins(10);
 
 /// The slots.
 #[derive(Debug)]
@@ -21,7 +21,10 @@ pub struct RolloutSlots {
 impl RolloutSlots {
     /// Returns slots for so many monitors at a time.
     pub fn new(most: usize) -> Self {
-        Self { most: most.max(1), taken: Mutex::default() }
+        Self {
+            most: most.max(1),
+            taken: Mutex::default(),
+        }
     }
 
     /// Takes a slot for a broker, or finds that it has one; false: it must wait.
@@ -31,7 +34,10 @@ impl RolloutSlots {
             return true;
         }
         // An expired slot stays with its owner, so that a rollout found under way again does not count anew.
-        let busy = taken.values().filter(|since| now.saturating_duration_since(**since) < SLOT_LIMIT).count();
+        let busy = taken
+            .values()
+            .filter(|since| now.saturating_duration_since(**since) < SLOT_LIMIT)
+            .count();
         if busy >= self.most {
             return false;
         }
@@ -41,12 +47,20 @@ impl RolloutSlots {
 
     /// Notes that a broker's monitor is rolling already, whoever began it: it counts, even beyond the limit.
     pub fn occupy(&self, uid: &str, now: Instant) {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).entry(uid.to_owned()).or_insert(now);
+        self.taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(uid.to_owned())
+            .or_insert(now);
     }
 
     /// Gives a broker's slot back; true if it had one, so that a waiting broker can be woken.
     pub fn release(&self, uid: &str) -> bool {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(uid).is_some()
+        self.taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid)
+            .is_some()
     }
 }
 

@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::Namespace;
 use kanchi_runtime::{AdminServer, BuildInfo, Health, LogControl, shutdown};
+use kube::api::PostParams;
 use kube::{Api, Client, Config, ResourceExt};
 use prometheus_client::registry::Registry;
 use rand::RngExt;
@@ -16,13 +18,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, call};
-use crate::args::Args;
+use crate::args::{Args, Scope};
 use crate::context::{Context, Scopes, Settings};
 use crate::controllers;
 use crate::crd_check;
 use crate::events::Events;
 use crate::gate;
-use crate::lease::{self, LeaseSettings, LeaseTask, Leadership, chain};
+use crate::lease::{self, Leadership, LeaseSettings, LeaseTask};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::names;
@@ -35,7 +37,7 @@ use crate::store_link::{StoreLink, StoreSource};
 const DRAIN: Duration = Duration::from_secs(45);
 
 /// A task that is silent for longer fails the liveness probe.
-const PULSE: Duration = Duration::from_secs(180);
+const PULSE: Duration = Duration::from_mins(3);
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,9 @@ pub enum Error {
     /// The operator's own namespace cannot be read.
     #[error("failed to name this installation")]
     Installation(#[source] api::Error),
+    /// The operator's own rights are not known.
+    #[error("{0}")]
+    Rights(#[source] api::Error),
     /// The Lease was lost.
     #[error("{0}")]
     Lease(#[source] lease::Error),
@@ -95,14 +100,14 @@ pub async fn operate(
     BuildInfo::of(names::OPERATOR).log();
     let leadership = Leadership::candidate();
     let plain = Client::try_from(config.clone()).map_err(|error| Error::Client(Box::new(error)))?;
-    let gated =
-        gate::gated_client(config, leadership.clone()).map_err(|error| Error::Client(Box::new(error)))?;
+    let gated = gate::gated_client(config, leadership.clone()).map_err(|error| Error::Client(Box::new(error)))?;
     tokio::select! {
         checked = crd_check::wait(&plain, crd_check::PATIENCE) => checked.map_err(Error::Definitions)?,
         () = shutdown.cancelled() => return Ok(()),
     }
     let installation = installation(&args, &plain).await?;
-    let context = Arc::new(context(&args, gated, leadership.clone(), metrics));
+    let outlives_namespaces = has_cluster_role(&args, &plain).await?;
+    let context = Arc::new(context(&args, gated, leadership.clone(), metrics, outlives_namespaces));
     let mut tasks = JoinSet::new();
     let stop = CancellationToken::new();
     let release = CancellationToken::new();
@@ -112,11 +117,24 @@ pub async fn operate(
         tasks.spawn(ended("a controller", run));
     }
     let pulse = health.pulse("feed", PULSE);
-    tasks.spawn(ended("the feed", controllers::feed::run(Arc::clone(&context), stop.clone(), pulse)));
-    tasks.spawn(ended("the store link", lead_store(Arc::clone(&context), installation, stop.clone())));
-    tasks.spawn(ended("the readiness check", ready(Arc::clone(&context), args.scopes().len(), health.clone(), stop.clone())));
-    let mut settings =
-        LeaseSettings::new(args.pod_namespace.clone(), args.lease_name.clone(), identity(&args), args.lease_duration());
+    tasks.spawn(ended(
+        "the feed",
+        controllers::feed::run(Arc::clone(&context), stop.clone(), pulse),
+    ));
+    tasks.spawn(ended(
+        "the store link",
+        lead_store(Arc::clone(&context), installation, stop.clone()),
+    ));
+    tasks.spawn(ended(
+        "the readiness check",
+        ready(Arc::clone(&context), args.scopes().len(), health.clone(), stop.clone()),
+    ));
+    let mut settings = LeaseSettings::new(
+        args.pod_namespace.clone(),
+        args.lease_name.clone(),
+        identity(&args),
+        args.lease_duration(),
+    );
     settings.renew_every = settings.renew_every.min(Duration::from_secs(5));
     // A set of one: it ends with this function, however that ends.
     let mut lease = JoinSet::new();
@@ -141,7 +159,10 @@ pub async fn operate(
     stop.cancel();
     let drained = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
-        tracing::warn!(passes = context.passes.count(), "passes did not end in time, leaving them");
+        tracing::warn!(
+            passes = context.passes.count(),
+            "passes did not end in time, leaving them"
+        );
         tasks.abort_all();
     }
     release.cancel();
@@ -152,17 +173,27 @@ pub async fn operate(
     }
 }
 
-fn context(args: &Args, client: Client, leadership: Leadership, metrics: Metrics) -> Context {
+fn context(
+    args: &Args,
+    client: Client,
+    leadership: Leadership,
+    metrics: Metrics,
+    outlives_namespaces: bool,
+) -> Context {
     let source = StoreSource {
         url_file: args.store_url_file.clone(),
         ca_file: args.store_ca_file.clone(),
-        monitor_address: args.monitor_store_address.clone().filter(|address| !address.trim().is_empty()),
+        monitor_address: args
+            .monitor_store_address
+            .clone()
+            .filter(|address| !address.trim().is_empty()),
     };
     Context {
         events: Events::new(client.clone(), args.pod_name.clone()),
         client,
         leadership,
         settings: Settings::of(args),
+        outlives_namespaces,
         store: StoreLink::new(source),
         metrics,
         memory: Memory::default(),
@@ -182,12 +213,46 @@ fn identity(args: &Args) -> String {
 
 /// Returns the installation's name in the store.
 async fn installation(args: &Args, client: &Client) -> Result<String, Error> {
-    if let Some(id) = args.installation_id.as_deref().map(str::trim).filter(|id| !id.is_empty()) {
+    if let Some(id) = args
+        .installation_id
+        .as_deref()
+        .map(str::trim)
+        .filter(|id| !id.is_empty())
+    {
         return Ok(id.to_owned());
     }
     let api: Api<Namespace> = Api::all(client.clone());
     let namespace = call("read the operator's namespace", api.get_metadata(&args.pod_namespace)).await;
     Ok(namespace.map_err(Error::Installation)?.uid().unwrap_or_default())
+}
+
+/// Asks whether finalizers may be removed wherever they are; everyone may ask that of himself.
+async fn has_cluster_role(args: &Args, client: &Client) -> Result<bool, Error> {
+    if args.scopes().contains(&Scope::All) {
+        return Ok(true);
+    }
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(kanchi_crds::GROUP.to_owned()),
+                resource: Some("celerybrokers".to_owned()),
+                verb: Some("patch".to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let answer = call(
+        "ask for the operator's rights",
+        api.create(&PostParams::default(), &review),
+    )
+    .await;
+    Ok(answer
+        .map_err(Error::Rights)?
+        .status
+        .is_some_and(|status| status.allowed))
 }
 
 /// Keeps the store link while this replica leads.

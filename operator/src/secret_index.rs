@@ -29,7 +29,10 @@ impl SecretIndex {
             maps.unlink(namespace, gone, broker);
         }
         for secret in secrets {
-            maps.users.entry((namespace.to_owned(), secret)).or_default().insert(broker.to_owned());
+            maps.users
+                .entry((namespace.to_owned(), secret))
+                .or_default()
+                .insert(broker.to_owned());
         }
         if maps.uses.get(&key).is_some_and(BTreeSet::is_empty) {
             maps.uses.remove(&key);
@@ -44,7 +47,12 @@ impl SecretIndex {
     /// Returns the brokers that use a Secret.
     pub fn users(&self, namespace: &str, secret: &str) -> Vec<String> {
         let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.users.get(&(namespace.to_owned(), secret.to_owned())).into_iter().flatten().cloned().collect()
+        maps.users
+            .get(&(namespace.to_owned(), secret.to_owned()))
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 }
 
@@ -80,6 +88,9 @@ mod tests {
         index.remove("shop", "orders");
         index.remove("shop", "mails");
         let maps = index.maps.lock().unwrap();
-        assert!(maps.users.is_empty() && maps.uses.is_empty(), "nothing is left: {maps:?}");
+        assert!(
+            maps.users.is_empty() && maps.uses.is_empty(),
+            "nothing is left: {maps:?}"
+        );
     }
 }

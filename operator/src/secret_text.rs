@@ -42,7 +42,10 @@ mod tests {
     #[test]
     fn never_shows_its_value() {
         let secret = SecretText::new("canary");
-        assert_eq!(format!("{secret} {secret:?} {secret:#?}"), "<redacted> <redacted> <redacted>");
+        assert_eq!(
+            format!("{secret} {secret:?} {secret:#?}"),
+            "<redacted> <redacted> <redacted>"
+        );
         assert_eq!(secret.expose(), b"canary");
     }
 }

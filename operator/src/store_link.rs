@@ -3,13 +3,13 @@
 //! One task keeps it; everything else asks [`StoreLink::admin`], which answers at once, and reads the last reports from
 //! [`StoreLink::world`]. The store being away is a normal state: it is shown in conditions, and retried with back-off.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use kanchi_runtime::clock::now_micros;
-use kanchi_store::{BrokerKey, ErrorKind, Hints, HourCounts, MonitorReport, StoreAdmin, StoreUrl, UnixMicros};
+use kanchi_store::{BrokerKey, Deleted, ErrorKind, Hints, HourCounts, MonitorReport, StoreAdmin, StoreUrl, UnixMicros};
 use tokio::sync::watch;
 
 use crate::backoff;
@@ -22,10 +22,10 @@ const POLL: Duration = Duration::from_secs(10);
 const POLL_GAP: Duration = Duration::from_millis(500);
 
 /// How often partitions are made ahead and dropped.
-const UPKEEP: Duration = Duration::from_secs(600);
+const UPKEEP: Duration = Duration::from_mins(10);
 
 /// How often the last hour is counted.
-const HOUR_COUNTS: Duration = Duration::from_secs(60);
+const HOUR_COUNTS: Duration = Duration::from_mins(1);
 
 /// No retry of a connection waits longer: `BrokerReachable` must follow soon after the store is back.
 const RETRY_CAP: Duration = Duration::from_secs(15);
@@ -33,8 +33,11 @@ const RETRY_CAP: Duration = Duration::from_secs(15);
 /// How long one small request to the store may take.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
+/// Between two polls, so much time goes into deleting a history.
+const ERASE_SLICE: Duration = Duration::from_secs(5);
+
 /// Migrations may rewrite much; upkeep may wait for locks.
-const LONG_LIMIT: Duration = Duration::from_secs(1800);
+const LONG_LIMIT: Duration = Duration::from_mins(30);
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,13 +132,16 @@ impl StoreSource {
         let mut url = url::Url::parse(url.expose()).map_err(|error| Error::Address(error.to_string()))?;
         if let Some(address) = &self.monitor_address {
             let (host, port) = match address.rsplit_once(':') {
-                Some((host, port)) if !host.is_empty() && !port.contains(']') => {
-                    (host, Some(port.parse::<u16>().map_err(|error| Error::Address(error.to_string()))?))
-                }
+                Some((host, port)) if !host.is_empty() && !port.contains(']') => (
+                    host,
+                    Some(port.parse::<u16>().map_err(|error| Error::Address(error.to_string()))?),
+                ),
                 _ => (address.as_str(), None),
             };
-            url.set_host(Some(host)).map_err(|error| Error::Address(error.to_string()))?;
-            url.set_port(port.or_else(|| url.port())).map_err(|()| invalid("the URL takes no port"))?;
+            url.set_host(Some(host))
+                .map_err(|error| Error::Address(error.to_string()))?;
+            url.set_port(port.or_else(|| url.port()))
+                .map_err(|()| invalid("the URL takes no port"))?;
         }
         let kept: Vec<(String, String)> = url
             .query_pairs()
@@ -151,7 +157,10 @@ impl StoreSource {
 }
 
 async fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
-    tokio::fs::read(path).await.map_err(|source| Error::File { path: path.clone(), source })
+    tokio::fs::read(path).await.map_err(|source| Error::File {
+        path: path.clone(),
+        source,
+    })
 }
 
 /// Whether the store can be used now.
@@ -185,7 +194,12 @@ pub struct World {
 
 impl World {
     fn unknown() -> Self {
-        Self { link: LinkState::Connecting, reports: HashMap::new(), hours: HashMap::new(), taken: Instant::now() }
+        Self {
+            link: LinkState::Connecting,
+            reports: HashMap::new(),
+            hours: HashMap::new(),
+            taken: Instant::now(),
+        }
     }
 
     /// Returns what a broker's monitor said, and the age of its heartbeat now.
@@ -194,6 +208,15 @@ impl World {
         let since_poll = now.saturating_duration_since(self.taken);
         Some((report, report.heartbeat_age.map(|age| age + since_poll)))
     }
+}
+
+/// What becomes of a broker whose resource is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// Its role loses the right to log in; the history stays.
+    Retire,
+    /// The history goes, too.
+    Erase,
 }
 
 /// The shared end of the link.
@@ -208,15 +231,22 @@ struct Inner {
     /// Set while the link is up.
     admin: RwLock<Option<(StoreAdmin, StoreUrl)>>,
     world: watch::Sender<Arc<World>>,
-    /// Brokers whose resource is gone: their roles lose the right to log in. Bounded by the number of brokers.
-    retire: Mutex<BTreeSet<BrokerKey>>,
+    /// Brokers whose resource is gone. Bounded by the number of brokers.
+    gone: Mutex<BTreeMap<BrokerKey, (Farewell, String)>>,
 }
 
 impl StoreLink {
     /// Returns a link that is not connected; [`Self::run`] keeps it.
     pub fn new(source: StoreSource) -> Self {
         let (world, _) = watch::channel(Arc::new(World::unknown()));
-        Self { inner: Arc::new(Inner { source, admin: RwLock::new(None), world, retire: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                source,
+                admin: RwLock::new(None),
+                world,
+                gone: Mutex::default(),
+            }),
+        }
     }
 
     /// Returns the store when it can be used now.
@@ -247,14 +277,21 @@ impl StoreLink {
         self.inner.world.subscribe()
     }
 
-    /// Takes the right to log in from a broker whose resource is gone, as soon as the store can be reached.
-    pub fn retire(&self, key: BrokerKey) {
-        self.inner.retire.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    /// Says farewell to a broker whose resource is gone, as soon as the store can be reached.
+    pub fn dismiss(&self, key: BrokerKey, farewell: Farewell, uid: String) {
+        self.inner
+            .gone
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, (farewell, uid));
     }
 
-    /// A broker's resource is there (again).
-    pub fn keep(&self, key: BrokerKey) {
-        self.inner.retire.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    /// A broker's resource is there again. A pass that was under way over the one that is gone changes nothing.
+    pub fn keep(&self, key: BrokerKey, uid: &str) {
+        let mut gone = self.inner.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if gone.get(&key).is_some_and(|(_, of)| of != uid) {
+            gone.remove(&key);
+        }
     }
 
     /// Keeps the link for as long as it is polled: only the leader polls it.
@@ -300,7 +337,7 @@ impl StoreLink {
             if let Err(error) = self.poll(admin, &mut hours_at).await {
                 return Ended::Failed(error);
             }
-            self.retire_gone(admin).await;
+            self.dismiss_gone(admin).await;
             if Instant::now() >= upkeep_at {
                 upkeep_at = Instant::now() + backoff::jittered(UPKEEP);
                 if let Err(error) = upkeep(admin).await {
@@ -327,29 +364,52 @@ impl StoreLink {
             self.world().hours.clone()
         };
         let reports = reports.into_iter().map(|report| (report.key, report)).collect();
-        self.inner.world.send_replace(Arc::new(World { link: LinkState::Up, reports, hours, taken }));
+        self.inner.world.send_replace(Arc::new(World {
+            link: LinkState::Up,
+            reports,
+            hours,
+            taken,
+        }));
         Ok(())
     }
 
-    async fn retire_gone(&self, admin: &StoreAdmin) {
-        let gone = std::mem::take(&mut *self.inner.retire.lock().unwrap_or_else(PoisonError::into_inner));
-        for key in gone {
-            if let Err(error) = bounded("retire a broker", REQUEST_LIMIT, admin.retire_broker(key)).await {
-                tracing::warn!(store.key = key.0, error = %chain(&error), "broker not retired, trying again");
-                self.retire(key);
+    async fn dismiss_gone(&self, admin: &StoreAdmin) {
+        let gone = std::mem::take(&mut *self.inner.gone.lock().unwrap_or_else(PoisonError::into_inner));
+        for (key, (farewell, uid)) in gone {
+            match say_farewell(admin, key, farewell).await {
+                Ok(Deleted::All) => {}
+                Ok(Deleted::Partly) => self.dismiss(key, farewell, uid),
+                Err(error) => {
+                    tracing::warn!(store.key = key.0, error = %chain(&error), "broker not dismissed, trying again");
+                    self.dismiss(key, farewell, uid);
+                }
             }
         }
     }
 
     fn down(&self, error: &Error) {
         *self.inner.admin.write().unwrap_or_else(PoisonError::into_inner) = None;
-        let state = LinkState::Down { kind: error.kind(), message: chain(error) };
+        let state = LinkState::Down {
+            kind: error.kind(),
+            message: chain(error),
+        };
         if self.inner.world.borrow().link != state {
             tracing::warn!(reason = error.category(), error = %chain(error), "store not usable, trying again");
         }
         let mut world = World::unknown();
         world.link = state;
         self.inner.world.send_replace(Arc::new(world));
+    }
+}
+
+async fn say_farewell(admin: &StoreAdmin, key: BrokerKey, farewell: Farewell) -> Result<Deleted, Error> {
+    bounded("retire a broker", REQUEST_LIMIT, admin.retire_broker(key)).await?;
+    match farewell {
+        Farewell::Retire => Ok(Deleted::All),
+        Farewell::Erase => {
+            let deleting = admin.delete_broker_history(key, ERASE_SLICE);
+            bounded("delete a broker's history", ERASE_SLICE + REQUEST_LIMIT, deleting).await
+        }
     }
 }
 
@@ -361,7 +421,12 @@ enum Ended {
 
 async fn upkeep(admin: &StoreAdmin) -> Result<(), Error> {
     let done = bounded("do the store's upkeep", LONG_LIMIT, admin.upkeep(now())).await?;
-    tracing::debug!(created = done.created, dropped = done.dropped, pruned = done.pruned, "store upkeep done");
+    tracing::debug!(
+        created = done.created,
+        dropped = done.dropped,
+        pruned = done.pruned,
+        "store upkeep done"
+    );
     Ok(())
 }
 
@@ -398,18 +463,26 @@ mod tests {
     use super::*;
 
     fn source(address: Option<&str>) -> StoreSource {
-        StoreSource { url_file: "/none".into(), ca_file: None, monitor_address: address.map(str::to_owned) }
+        StoreSource {
+            url_file: "/none".into(),
+            ca_file: None,
+            monitor_address: address.map(str::to_owned),
+        }
     }
 
     #[test]
     fn monitors_get_their_own_address_and_no_paths_of_the_operator() {
-        let url = StoreUrl::parse("postgres://u:p%40w@db:5433/kanchi?sslmode=verify-full&sslrootcert=/etc/ca.pem").unwrap();
+        let url =
+            StoreUrl::parse("postgres://u:p%40w@db:5433/kanchi?sslmode=verify-full&sslrootcert=/etc/ca.pem").unwrap();
         let plain = source(None).for_monitors(&url).unwrap();
         assert_eq!(plain, "postgres://u:p%40w@db:5433/kanchi?sslmode=verify-full");
         let other = source(Some("pg.db.svc")).for_monitors(&url).unwrap();
         assert_eq!(other, "postgres://u:p%40w@pg.db.svc:5433/kanchi?sslmode=verify-full");
         let port = source(Some("bouncer.db.svc:6432")).for_monitors(&url).unwrap();
-        assert_eq!(port, "postgres://u:p%40w@bouncer.db.svc:6432/kanchi?sslmode=verify-full");
+        assert_eq!(
+            port,
+            "postgres://u:p%40w@bouncer.db.svc:6432/kanchi?sslmode=verify-full"
+        );
         assert!(source(Some("host:port")).for_monitors(&url).is_err());
     }
 
@@ -426,7 +499,10 @@ mod tests {
         };
         world.reports.insert(BrokerKey(1), report);
         let later = world.taken + Duration::from_secs(7);
-        assert_eq!(world.report(BrokerKey(1), later).unwrap().1, Some(Duration::from_secs(12)));
+        assert_eq!(
+            world.report(BrokerKey(1), later).unwrap().1,
+            Some(Duration::from_secs(12))
+        );
         assert!(world.report(BrokerKey(2), later).is_none());
     }
 

@@ -17,7 +17,10 @@ pub struct WakeQueue {
 impl WakeQueue {
     /// Asks for an object to be looked at.
     pub fn push(&self, namespace: &str, name: &str) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert((namespace.to_owned(), name.to_owned()));
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert((namespace.to_owned(), name.to_owned()));
         self.notify.notify_one();
     }
 
@@ -51,7 +54,13 @@ mod tests {
         }
         queue.push("shop", "mails");
         let seen: Vec<_> = Arc::clone(&queue).stream().take(2).collect().await;
-        assert_eq!(seen, [("shop".to_owned(), "mails".to_owned()), ("shop".to_owned(), "orders".to_owned())]);
+        assert_eq!(
+            seen,
+            [
+                ("shop".to_owned(), "mails".to_owned()),
+                ("shop".to_owned(), "orders".to_owned())
+            ]
+        );
         assert!(queue.pop().is_none());
     }
 }

@@ -16,18 +16,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
-use kanchi_crds::{CeleryBroker, CeleryBrokerStatus};
+use kanchi_crds::{CeleryBroker, CeleryBrokerStatus, ReclaimPolicy};
 use kanchi_store::BrokerKey;
-use kube::runtime::controller::Action;
 use kube::Resource;
+use kube::runtime::controller::Action;
 use serde_json::json;
 
 use crate::api;
 use crate::backoff;
 use crate::context::{Context, Guarded};
 use crate::lease::chain;
+use crate::memory::Remembered;
 use crate::metrics::{ErrorLabels, PassLabels};
 use crate::names::field_manager;
+use crate::store_link::Farewell;
 
 pub mod apply;
 pub mod build;
@@ -145,17 +147,25 @@ pub async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Ac
     if !context.leadership.is_leader() {
         return Ok(Action::requeue(backoff::jittered(context.settings.resync)));
     }
-    let Ok(_permit) = context.permits.acquire().await else { return Ok(Action::await_change()) };
+    let Ok(_permit) = context.permits.acquire().await else {
+        return Ok(Action::await_change());
+    };
     let running = context.passes.begin();
-    context.metrics.running.set(i64::try_from(context.passes.count()).unwrap_or(i64::MAX));
+    context
+        .metrics
+        .running
+        .set(i64::try_from(context.passes.count()).unwrap_or(i64::MAX));
     let started = Instant::now();
     let (namespace, name) = super::names_of(object.as_ref());
-    let outcome = match tokio::time::timeout(PASS_LIMIT, pass(&context, &namespace, &name)).await {
+    let outcome = match tokio::time::timeout(PASS_LIMIT, Box::pin(pass(&context, &namespace, &name))).await {
         Ok(outcome) => outcome,
         Err(_elapsed) => Err(Error::Timeout(PASS_LIMIT)),
     };
     drop(running);
-    context.metrics.running.set(i64::try_from(context.passes.count()).unwrap_or(i64::MAX));
+    context
+        .metrics
+        .running
+        .set(i64::try_from(context.passes.count()).unwrap_or(i64::MAX));
     report(&context, &namespace, &name, started.elapsed(), &outcome);
     let uid = object.meta().uid.clone().unwrap_or_default();
     if outcome.is_ok() {
@@ -173,14 +183,25 @@ fn report(context: &Context, namespace: &str, name: &str, took: Duration, outcom
         Err(error) if error.is_terminal() => "terminal",
         Err(_) => "error",
     };
-    context.metrics.passes.get_or_create_owned(&PassLabels { kind: KIND, result }).inc();
+    context
+        .metrics
+        .passes
+        .get_or_create_owned(&PassLabels { kind: KIND, result })
+        .inc();
     match outcome {
         Ok(_) => tracing::debug!(
-            broker.namespace = namespace, broker.name = name, duration_ms, "reconciled {namespace}/{name}"
+            broker.namespace = namespace,
+            broker.name = name,
+            duration_ms,
+            "reconciled {namespace}/{name}"
         ),
         Err(error) => {
             let category = error.category();
-            context.metrics.errors.get_or_create_owned(&ErrorLabels { kind: KIND, category }).inc();
+            context
+                .metrics
+                .errors
+                .get_or_create_owned(&ErrorLabels { kind: KIND, category })
+                .inc();
             tracing::warn!(
                 broker.namespace = namespace, broker.name = name, duration_ms, reason = category,
                 error = %chain(error), "pass over {namespace}/{name} failed"
@@ -190,18 +211,19 @@ fn report(context: &Context, namespace: &str, name: &str, took: Duration, outcom
 }
 
 /// Decides when a failed object is looked at again. There is always a second look.
+#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 pub fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    let delay = match error {
-        error if error.is_terminal() || error.is_not_leader() => backoff::jittered(context.settings.resync),
-        Error::Delete(_) => DELETE_RETRY,
-        _ => {
-            let uid = object.meta().uid.clone().unwrap_or_default();
-            let failures = context.memory.with(&uid, |remembered| {
-                remembered.failures = remembered.failures.saturating_add(1);
-                remembered.failures
-            });
-            backoff::after_failures(failures)
-        }
+    let delay = if error.is_terminal() || error.is_not_leader() {
+        backoff::jittered(context.settings.resync)
+    } else if matches!(error, Error::Delete(_)) {
+        DELETE_RETRY
+    } else {
+        let uid = object.meta().uid.clone().unwrap_or_default();
+        let failures = context.memory.with(&uid, |remembered| {
+            remembered.failures = remembered.failures.saturating_add(1);
+            remembered.failures
+        });
+        backoff::after_failures(failures)
     };
     Action::requeue(delay)
 }
@@ -209,22 +231,36 @@ pub fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) 
 /// Drops all that is kept of an object that is gone.
 pub fn forget(context: &Context, object: &Guarded) {
     let (namespace, name) = super::names_of(object);
-    let uid = object.meta().uid.clone().unwrap_or_default();
     context.secrets.remove(&namespace, &name);
     context.metrics.hide(&namespace, &name);
-    context.rollouts.release(&uid);
-    let Some(remembered) = context.memory.forget(&uid) else { return };
-    if let Some(key) = remembered.key {
-        context.store.retire(key);
+    let uid = object.meta().uid.clone().unwrap_or_default();
+    if let Some(remembered) = context.memory.forget(&uid) {
+        depart(context, &uid, &remembered);
+    }
+}
+
+/// Says farewell to the broker of an object that is gone, and lets its neighbours know.
+pub fn depart(context: &Context, uid: &str, remembered: &Remembered) {
+    context.rollouts.release(uid);
+    // An object of the same name may be there already: it has the same key.
+    if let Some(key) = remembered.key.filter(|key| !context.memory.has_key(*key)) {
+        let farewell = remembered.farewell.unwrap_or(Farewell::Retire);
+        context.store.dismiss(key, farewell, uid.to_owned());
     }
     // A younger CeleryBroker of the same broker is accepted now.
-    for (_, other) in remembered.watches.iter().flat_map(|same| context.memory.same_broker(&namespace, &uid, same)) {
-        context.scopes.wake(&namespace, &other);
+    let namespace = &remembered.namespace;
+    for watches in remembered.watches.iter().filter(|watches| !watches.is_empty()) {
+        for (_, other) in context.memory.same_broker(namespace, uid, watches) {
+            context.scopes.wake(namespace, &other);
+        }
     }
 }
 
 async fn pass(context: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
-    let Some(live) = Live::read(&context.client, namespace, name).await.map_err(Error::Read)? else {
+    let Some(live) = Live::read(&context.client, namespace, name)
+        .await
+        .map_err(Error::Read)?
+    else {
         return Ok(Action::await_change());
     };
     context.memory.with(live.uid(), |remembered| {
@@ -244,7 +280,7 @@ async fn pass(context: &Context, namespace: &str, name: &str) -> Result<Action, 
     let mut facts = Facts::new(live.generation());
     facts.paused = live.is_paused();
     let outcome = match &live.broker {
-        Ok(broker) => whole(context, &live, broker, &mut facts).await,
+        Ok(broker) => Box::pin(whole(context, &live, broker, &mut facts)).await,
         Err(why) => {
             context.metrics.unreadable.inc();
             steps::unreadable(why, &mut facts)
@@ -276,8 +312,18 @@ enum Next {
 
 async fn whole(context: &Context, live: &Live, broker: &CeleryBroker, facts: &mut Facts) -> Result<Next, Error> {
     facts.enabled = broker.spec.enabled;
-    finalizer::follow(context, live, broker.spec.reclaim_policy).await.map_err(Error::Finalizer)?;
-    steps::run(context, live, broker, facts).await
+    let policy = broker.spec.reclaim_policy;
+    let farewell = match policy {
+        ReclaimPolicy::Retain => Farewell::Retire,
+        ReclaimPolicy::Delete => Farewell::Erase,
+    };
+    context
+        .memory
+        .with(live.uid(), |remembered| remembered.farewell = Some(farewell));
+    finalizer::follow(context, live, policy)
+        .await
+        .map_err(Error::Finalizer)?;
+    Box::pin(steps::run(context, live, broker, facts)).await
 }
 
 async fn deletion(context: &Context, live: &Live) -> Result<Action, Error> {
@@ -298,7 +344,9 @@ async fn say(context: &Context, live: &Live, facts: &Facts) -> Result<(), Error>
     let world = context.store.world();
     let key = context.memory.with(live.uid(), |remembered| remembered.key);
     let view = status::view(&world, key, facts.enabled, Instant::now());
-    context.memory.with(live.uid(), |remembered| remembered.view = Some(view.clone()));
+    context
+        .memory
+        .with(live.uid(), |remembered| remembered.view = Some(view.clone()));
     facts.view = Some(view);
     let computed = status::compute(&live.status, &facts, Timestamp::now());
     if status::says_the_same(&live.status, &computed) {
@@ -307,7 +355,10 @@ async fn say(context: &Context, live: &Live, facts: &Facts) -> Result<(), Error>
     write_status(context, live, &computed).await?;
     for told in status::transitions(&live.status, &computed) {
         let reference = live.reference();
-        context.events.transition(&reference, told.good, told.type_.as_str(), &told.reason, told.message).await;
+        context
+            .events
+            .transition(&reference, told.good, told.type_.as_str(), &told.reason, told.message)
+            .await;
     }
     Ok(())
 }

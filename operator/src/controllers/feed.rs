@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::celery_broker::status::{self, STALE};
-use super::celery_broker::{counts, live};
+use super::celery_broker::{self, counts, live};
 use crate::context::{Context, Guarded};
 use crate::lease::chain;
 use crate::metrics::BrokerSample;
@@ -28,16 +28,16 @@ use crate::store_link::{LinkState, World};
 const ROUND: Duration = Duration::from_secs(5);
 
 /// Counts of one object are not written more often.
-const COUNTS_EVERY: Duration = Duration::from_secs(60);
+const COUNTS_EVERY: Duration = Duration::from_mins(1);
 
 /// Counts that are written at the same time.
 const WRITES: usize = 8;
 
 /// A monitor that runs and has been silent for so long may have lost its role.
-const SILENT: Duration = Duration::from_secs(120);
+const SILENT: Duration = Duration::from_mins(2);
 
 /// A role is set again at most this often.
-const REGRANT_EVERY: Duration = Duration::from_secs(300);
+const REGRANT_EVERY: Duration = Duration::from_mins(5);
 
 /// Runs until it is told to stop; does nothing without the Lease.
 pub async fn run(context: Arc<Context>, stop: CancellationToken, pulse: Pulse) {
@@ -72,10 +72,16 @@ async fn round(context: &Context, pulse: &Pulse) {
     }
     context.metrics.store_up.set(i64::from(world.link == LinkState::Up));
     let shared = |object: &&Arc<Guarded>| is_condition(object, ConditionType::StoreIsolated, "False");
-    context.metrics.shared_roles.set(brokers.iter().filter(shared).count() as i64);
+    context
+        .metrics
+        .shared_roles
+        .set(brokers.iter().filter(shared).count() as i64);
     context.metrics.show(samples);
     let uids: std::collections::BTreeSet<_> = brokers.iter().filter_map(|object| object.uid()).collect();
-    context.memory.retain(|uid| uids.contains(uid));
+    // A deletion that no watch told of, since it fell between two lists.
+    for (uid, remembered) in context.memory.take_absent(|uid| uids.contains(uid)) {
+        celery_broker::depart(context, &uid, &remembered);
+    }
     futures::stream::iter(writes)
         .for_each_concurrent(WRITES, |write| async move {
             write_counts(context, write).await;
@@ -86,7 +92,9 @@ async fn round(context: &Context, pulse: &Pulse) {
 
 fn is_condition(object: &Guarded, type_: ConditionType, status: &str) -> bool {
     let known = object.0.as_ref().ok().and_then(|broker| broker.status.as_ref());
-    known.and_then(|known| known.condition(type_)).is_some_and(|condition| condition.status == status)
+    known
+        .and_then(|known| known.condition(type_))
+        .is_some_and(|condition| condition.status == status)
 }
 
 /// Wakes an object whose news changed, and takes back the grant of a monitor that runs but stays silent.
@@ -101,16 +109,24 @@ fn compare(context: &Context, broker: &CeleryBroker, world: &World, now: Instant
     let long = runs && u64::try_from(ran_for).is_ok_and(|seconds| seconds > SILENT.as_secs());
     let wake = context.memory.with(&uid, |remembered| {
         let view = status::view(world, remembered.key, broker.spec.enabled, now);
-        let age = remembered.key.and_then(|key| world.report(key, now)).and_then(|(_, age)| age);
+        let age = remembered
+            .key
+            .and_then(|key| world.report(key, now))
+            .and_then(|(_, age)| age);
         let silent = world.link == LinkState::Up && age.is_none_or(|age| age > SILENT);
-        let again = remembered.regranted.is_none_or(|at| now.saturating_duration_since(at) > REGRANT_EVERY);
+        let again = remembered
+            .regranted
+            .is_none_or(|at| now.saturating_duration_since(at) > REGRANT_EVERY);
         if long && silent && again && remembered.grant.is_some() {
             remembered.regranted = Some(now);
             remembered.grant = None;
             return true;
         }
         // An object without a pass of its own has one coming.
-        remembered.view.as_ref().is_some_and(|before| !before.is_same_news(&view))
+        remembered
+            .view
+            .as_ref()
+            .is_some_and(|before| !before.is_same_news(&view))
     });
     if wake {
         let (namespace, name) = super::names_of(broker);
@@ -121,11 +137,18 @@ fn compare(context: &Context, broker: &CeleryBroker, world: &World, now: Instant
 fn sample(context: &Context, broker: &CeleryBroker, world: &World, now: Instant) -> BrokerSample {
     let uid = broker.uid().unwrap_or_default();
     let conditions = broker.status.iter().flat_map(|status| &status.conditions);
-    let conditions = conditions.map(|condition| (condition.type_.clone(), condition.status.clone())).collect();
+    let conditions = conditions
+        .map(|condition| (condition.type_.clone(), condition.status.clone()))
+        .collect();
     let key = context.memory.with(&uid, |remembered| remembered.key);
     let report = key.and_then(|key| world.report(key, now));
     let age = report.as_ref().and_then(|(_, age)| *age);
-    let fresh = report.and_then(|(report, age)| report.heartbeat.as_ref().filter(|_| age.is_some_and(|age| age <= STALE)));
+    let fresh = report.and_then(|(report, age)| {
+        report
+            .heartbeat
+            .as_ref()
+            .filter(|_| age.is_some_and(|age| age <= STALE))
+    });
     BrokerSample {
         conditions,
         workers: fresh.and_then(|heartbeat| heartbeat.workers_online),
@@ -150,7 +173,9 @@ fn due(context: &Context, broker: &CeleryBroker, world: &World, now: Instant) ->
     }
     let uid = broker.uid()?;
     let live = broker.status.clone().unwrap_or_default();
-    let (key, written) = context.memory.with(&uid, |remembered| (remembered.key, remembered.counts_written));
+    let (key, written) = context
+        .memory
+        .with(&uid, |remembered| (remembered.key, remembered.counts_written));
     let counts = counts::of(world, key.filter(|_| broker.spec.enabled), now);
     match counts::change(&live, &counts) {
         counts::Change::Same => return None,
@@ -163,7 +188,12 @@ fn due(context: &Context, broker: &CeleryBroker, world: &World, now: Instant) ->
         counts::Change::Gone => {}
     }
     let (namespace, name) = super::names_of(broker);
-    Some(Write { namespace, name, uid, counts })
+    Some(Write {
+        namespace,
+        name,
+        uid,
+        counts,
+    })
 }
 
 async fn write_counts(context: &Context, write: Write) {
@@ -175,7 +205,9 @@ async fn write_counts(context: &Context, write: Write) {
     });
     let written = live::patch_status(context, &write.namespace, &write.name, field_manager::COUNTS, &body).await;
     match written {
-        Ok(()) => context.memory.with(&write.uid, |remembered| remembered.counts_written = Some(Instant::now())),
+        Ok(()) => context.memory.with(&write.uid, |remembered| {
+            remembered.counts_written = Some(Instant::now());
+        }),
         Err(error) if matches!(error.code(), Some(404 | 409)) => {}
         Err(error) => tracing::warn!(
             broker.namespace = %write.namespace, broker.name = %write.name, error = %chain(&error),

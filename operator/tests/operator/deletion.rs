@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::support::eventually;
-use crate::support::operator::Operator;
+use crate::support::operator::{CLUSTER_ROLE, Operator};
 use crate::support::world::{PATIENCE, World, connected};
 
 fn redis(policy: &str) -> serde_json::Value {
@@ -24,7 +24,9 @@ async fn retain_has_no_finalizer_and_the_history_is_found_again() {
     let operator = Operator::start(&world, "one", &[]).await;
     world.secret("cache", json!({ "url": "redis://cache/0" })).await;
     world.apply("orders", redis("Retain")).await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
     let broker = world.broker("orders").await;
     assert!(broker.finalizers().is_empty());
     let key = broker.status.unwrap().store_key;
@@ -39,78 +41,137 @@ async fn retain_has_no_finalizer_and_the_history_is_found_again() {
     })
     .await;
     world.apply("orders", redis("Retain")).await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
-    assert_eq!(world.broker("orders").await.status.unwrap().store_key, key, "the history is adopted");
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
+    assert_eq!(
+        world.broker("orders").await.status.unwrap().store_key,
+        key,
+        "the history is adopted"
+    );
     world.reporter("orders").await.heartbeat(&connected()).await.unwrap();
-    world.condition("orders", ConditionType::BrokerReachable, "True", "Connected").await;
+    world
+        .condition("orders", ConditionType::BrokerReachable, "True", "Connected")
+        .await;
     operator.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn delete_removes_the_history_first_and_needs_no_secret() {
     let world = World::new("delete").await;
-    let operator = Operator::start(&world, "one", &[]).await;
+    let operator = Operator::start(&world, "one", &[CLUSTER_ROLE]).await;
     world.secret("cache", json!({ "url": "redis://cache/0" })).await;
     world.apply("orders", redis("Delete")).await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
     let broker = world.broker("orders").await;
     assert_eq!(broker.finalizers(), [HISTORY_FINALIZER]);
     let key = broker.status.unwrap().store_key;
     // The policy is followed both ways.
     world.apply("orders", redis("Retain")).await;
-    world.await_object::<CeleryBroker>("orders", |broker| broker.finalizers().is_empty()).await;
+    world
+        .await_object::<CeleryBroker>("orders", |broker| broker.finalizers().is_empty())
+        .await;
     world.apply("orders", redis("Delete")).await;
-    world.await_object::<CeleryBroker>("orders", |broker| !broker.finalizers().is_empty()).await;
+    world
+        .await_object::<CeleryBroker>("orders", |broker| !broker.finalizers().is_empty())
+        .await;
     world.delete::<Secret>("cache").await;
-    world.condition("orders", ConditionType::Ready, "False", "SecretNotFound").await;
+    world
+        .condition("orders", ConditionType::Ready, "False", "SecretNotFound")
+        .await;
     world.delete::<CeleryBroker>("orders").await;
     world.await_gone::<CeleryBroker>("orders").await;
     world.await_gone::<StatefulSet>("orders-monitor").await;
     world.secret("cache", json!({ "url": "redis://cache/0" })).await;
     world.apply("orders", redis("Delete")).await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
-    assert_ne!(world.broker("orders").await.status.unwrap().store_key, key, "nothing of the old history is left");
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
+    assert_ne!(
+        world.broker("orders").await.status.unwrap().store_key,
+        key,
+        "nothing of the old history is left"
+    );
     operator.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_away_holds_up_neither_the_broker_nor_the_namespace() {
     let world = World::new("nostore").await;
-    let operator = Operator::start(&world, "one", &[]).await;
+    let operator = Operator::start(&world, "one", &[CLUSTER_ROLE]).await;
     world.secret("cache", json!({ "url": "redis://cache/0" })).await;
     world.apply("orders", redis("Delete")).await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
     // Away, for this operator alone.
     std::fs::write(world.store_url_file(), "postgres://nobody:nothing@127.0.0.1:1/nowhere").unwrap();
-    world.condition("orders", ConditionType::StoreReachable, "False", "Unreachable").await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("orders", ConditionType::StoreReachable, "False", "Unreachable")
+        .await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
     world.delete::<CeleryBroker>("orders").await;
     let asked = Instant::now();
     world.await_gone::<CeleryBroker>("orders").await;
-    assert!(asked.elapsed() < Duration::from_secs(60), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_mins(1), "{:?}", asked.elapsed());
     let events = world.api::<Event>().list(&ListParams::default()).await.unwrap().items;
-    let told = events.iter().filter(|event| event.reason.as_deref() == Some("HistoryNotDeleted")).count();
+    let told = events
+        .iter()
+        .filter(|event| event.reason.as_deref() == Some("HistoryNotDeleted"))
+        .count();
     assert_eq!(told, 1, "{events:#?}");
     operator.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_goes_with_everything_in_it() {
+    namespace_goes(&[CLUSTER_ROLE]).await;
+}
+
+/// The namespace takes our rights in it along: a finalizer could not be removed any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_goes_also_when_the_operator_has_roles_only() {
+    namespace_goes(&[]).await;
+}
+
+async fn namespace_goes(extra: &[&str]) {
     let world = World::new("namespace").await;
-    // Its rights and its lease must outlive the namespace under test.
+    // Its lease must outlive the namespace under test.
     let home = World::new("home").await;
-    let operator = Operator::start_over(&home, &[&world], "one", &[]).await;
+    let operator = Operator::start_over(&home, &[&world], "one", extra).await;
     world.secret("cache", json!({ "url": "redis://cache/0" })).await;
     world.apply("orders", redis("Delete")).await;
-    world.apply("mails", json!({ "connection": { "url": "redis://cache/1" } })).await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
-    world.condition("mails", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .apply("mails", json!({ "connection": { "url": "redis://cache/1" } }))
+        .await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
+    world
+        .condition("mails", ConditionType::Ready, "True", "AsExpected")
+        .await;
+    let reporter = tokio::sync::Mutex::new(world.reporter("orders").await);
     let namespaces = Api::<Namespace>::all(world.client.clone());
-    namespaces.delete(&world.namespace, &DeleteParams::default()).await.unwrap();
-    eventually("the namespace is gone", Duration::from_secs(60), || async {
+    namespaces
+        .delete(&world.namespace, &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("the namespace is gone", Duration::from_mins(1), || async {
         match namespaces.get_opt(&world.namespace).await {
             Ok(None) => Ok(()),
-            other => Err(format!("{other:#?}")),
+            Ok(Some(still)) => Err(format!("{:#?}", still.status)),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await;
+    eventually("the role is gone", PATIENCE, || async {
+        match reporter.lock().await.heartbeat(&connected()).await {
+            Ok(()) => Err("still writes".to_owned()),
+            Err(_refused) => Ok(()),
         }
     })
     .await;

@@ -22,23 +22,48 @@ async fn a_missing_secret_or_key_is_named_and_heals_when_it_appears() {
     let world = World::new("missing").await;
     let operator = Operator::start(&world, "one", &[]).await;
     world.apply("orders", referenced()).await;
-    let message = world.condition("orders", ConditionType::ReferencesResolved, "False", "SecretNotFound").await;
+    let message = world
+        .condition("orders", ConditionType::ReferencesResolved, "False", "SecretNotFound")
+        .await;
     assert!(message.contains(&format!("{}/rabbit", world.namespace)), "{message}");
-    world.condition("orders", ConditionType::Ready, "False", "SecretNotFound").await;
-    world.condition("orders", ConditionType::Stalled, "False", "NotStalled").await;
+    world
+        .condition("orders", ConditionType::Ready, "False", "SecretNotFound")
+        .await;
+    world
+        .condition("orders", ConditionType::Stalled, "False", "NotStalled")
+        .await;
 
-    world.secret("rabbit", json!({ "user": "canary-user", "pass": "canary-pass" })).await;
-    let message = world.condition("orders", ConditionType::ReferencesResolved, "False", "SecretKeyMissing").await;
-    assert!(message.contains("key url") && message.contains("found: pass, user"), "{message}");
+    world
+        .secret("rabbit", json!({ "user": "canary-user", "pass": "canary-pass" }))
+        .await;
+    let message = world
+        .condition("orders", ConditionType::ReferencesResolved, "False", "SecretKeyMissing")
+        .await;
+    assert!(
+        message.contains("key url") && message.contains("found: pass, user"),
+        "{message}"
+    );
     assert!(!message.contains("canary"), "{message}");
 
-    world.secret("rabbit", json!({ "url": "sentinel://:canary@host" })).await;
-    world.condition("orders", ConditionType::Accepted, "False", "UnsupportedTransport").await;
-    world.condition("orders", ConditionType::Stalled, "True", "UnsupportedTransport").await;
+    world
+        .secret("rabbit", json!({ "url": "sentinel://:canary@host" }))
+        .await;
+    world
+        .condition("orders", ConditionType::Accepted, "False", "UnsupportedTransport")
+        .await;
+    world
+        .condition("orders", ConditionType::Stalled, "True", "UnsupportedTransport")
+        .await;
 
-    world.secret("rabbit", json!({ "url": "amqp://u:canary@rabbit/shop" })).await;
-    world.condition("orders", ConditionType::ReferencesResolved, "True", "AllFound").await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .secret("rabbit", json!({ "url": "amqp://u:canary@rabbit/shop" }))
+        .await;
+    world
+        .condition("orders", ConditionType::ReferencesResolved, "True", "AllFound")
+        .await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
     operator.stop().await.unwrap();
 }
 
@@ -46,26 +71,66 @@ async fn a_missing_secret_or_key_is_named_and_heals_when_it_appears() {
 async fn a_rotated_password_reaches_the_pod_without_a_restart_and_is_shown_nowhere() {
     let world = World::new("rotate").await;
     let operator = Operator::start(&world, "one", &["--resync-seconds=3600"]).await;
-    world.secret("rabbit", json!({ "url": "amqp://u:canary-1@rabbit/shop", "other": "a" })).await;
+    world
+        .secret(
+            "rabbit",
+            json!({ "url": "amqp://u:canary-1@rabbit/shop", "other": "a" }),
+        )
+        .await;
     world.apply("orders", referenced()).await;
-    world.condition("orders", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
     let hash = |pod: &Pod| pod.annotations().get("kanchi.io/config-hash").cloned();
-    let pod = world.await_object::<Pod>("orders-monitor-0", |pod| hash(pod).is_some()).await;
+    let pod = world
+        .await_object::<Pod>("orders-monitor-0", |pod| hash(pod).is_some())
+        .await;
     let set = world.api::<StatefulSet>().get("orders-monitor").await.unwrap();
 
-    world.secret("rabbit", json!({ "url": "amqp://u:canary-2@rabbit/shop", "other": "a" })).await;
-    let rotated = world.await_object::<Pod>("orders-monitor-0", |now| hash(now) != hash(&pod)).await;
-    assert_eq!(world.mounted("orders", "broker-url").await, "amqp://u:canary-2@rabbit/shop");
+    world
+        .secret(
+            "rabbit",
+            json!({ "url": "amqp://u:canary-2@rabbit/shop", "other": "a" }),
+        )
+        .await;
+    let rotated = world
+        .await_object::<Pod>("orders-monitor-0", |now| hash(now) != hash(&pod))
+        .await;
+    assert_eq!(
+        world.mounted("orders", "broker-url").await,
+        "amqp://u:canary-2@rabbit/shop"
+    );
     assert_eq!(rotated.uid(), pod.uid(), "the pod is the same");
     let now = world.api::<StatefulSet>().get("orders-monitor").await.unwrap();
-    assert_eq!(now.metadata.generation, set.metadata.generation, "the pod template is the same");
+    assert_eq!(
+        now.metadata.generation, set.metadata.generation,
+        "the pod template is the same"
+    );
 
     // A key that nobody uses: a pass may look, and finds nothing to do.
     let since = Timestamp::now().to_string();
-    let before = world.api::<Secret>().get("orders-monitor").await.unwrap().resource_version();
-    world.secret("rabbit", json!({ "url": "amqp://u:canary-2@rabbit/shop", "other": "b" })).await;
+    let before = world
+        .api::<Secret>()
+        .get("orders-monitor")
+        .await
+        .unwrap()
+        .resource_version();
+    world
+        .secret(
+            "rabbit",
+            json!({ "url": "amqp://u:canary-2@rabbit/shop", "other": "b" }),
+        )
+        .await;
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert_eq!(world.api::<Secret>().get("orders-monitor").await.unwrap().resource_version(), before);
+    assert_eq!(
+        world
+            .api::<Secret>()
+            .get("orders-monitor")
+            .await
+            .unwrap()
+            .resource_version(),
+        before
+    );
     let writes = world.cluster.writes(&operator.user, &since);
     assert!(writes.iter().all(|write| write.resource == "leases"), "{writes:#?}");
 
@@ -89,18 +154,37 @@ async fn a_second_broker_for_the_same_thing_is_refused_until_the_first_goes() {
     let operator = Operator::start(&world, "one", &["--resync-seconds=3600"]).await;
     let url = |host: &str| json!({ "connection": { "url": format!("redis://{host}/0") } });
     world.apply("first", url("cache")).await;
-    world.condition("first", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("first", ConditionType::Ready, "True", "AsExpected")
+        .await;
     // Creation times have seconds.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    world.apply("second", url(&format!("cache.{}.svc", world.namespace))).await;
-    let message = world.condition("second", ConditionType::Accepted, "False", "DuplicateBroker").await;
+    world
+        .apply("second", url(&format!("cache.{}.svc", world.namespace)))
+        .await;
+    let message = world
+        .condition("second", ConditionType::Accepted, "False", "DuplicateBroker")
+        .await;
     assert!(message.contains("first"), "{message}");
-    world.condition("second", ConditionType::Ready, "False", "DuplicateBroker").await;
-    assert!(world.api::<StatefulSet>().get_opt("second-monitor").await.unwrap().is_none());
-    world.condition("first", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("second", ConditionType::Ready, "False", "DuplicateBroker")
+        .await;
+    assert!(
+        world
+            .api::<StatefulSet>()
+            .get_opt("second-monitor")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    world
+        .condition("first", ConditionType::Ready, "True", "AsExpected")
+        .await;
 
     world.delete::<CeleryBroker>("first").await;
-    world.condition("second", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("second", ConditionType::Ready, "True", "AsExpected")
+        .await;
     operator.stop().await.unwrap();
 }
 
@@ -110,11 +194,17 @@ async fn a_new_leader_refuses_the_same_one() {
     let world = World::new("again").await;
     let operator = Operator::start(&world, "one", &[]).await;
     for name in ["zz-first", "aa-second"] {
-        world.apply(name, json!({ "connection": { "url": "redis://cache/0" } })).await;
+        world
+            .apply(name, json!({ "connection": { "url": "redis://cache/0" } }))
+            .await;
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     }
-    world.condition("aa-second", ConditionType::Accepted, "False", "DuplicateBroker").await;
-    world.condition("zz-first", ConditionType::Ready, "True", "AsExpected").await;
+    world
+        .condition("aa-second", ConditionType::Accepted, "False", "DuplicateBroker")
+        .await;
+    world
+        .condition("zz-first", ConditionType::Ready, "True", "AsExpected")
+        .await;
     operator.stop().await.unwrap();
     let since = Timestamp::now().to_string();
     let operator = Operator::start(&world, "two", &["--resync-seconds=2"]).await;
@@ -125,8 +215,13 @@ async fn a_new_leader_refuses_the_same_one() {
         if ok { Ok(()) } else { Err(operator.metrics()) }
     })
     .await;
-    world.condition("aa-second", ConditionType::Accepted, "False", "DuplicateBroker").await;
+    world
+        .condition("aa-second", ConditionType::Accepted, "False", "DuplicateBroker")
+        .await;
     let writes = world.cluster.writes(&operator.user, &since);
-    assert!(writes.iter().all(|write| write.resource == "leases"), "a new leader finds all in order: {writes:#?}");
+    assert!(
+        writes.iter().all(|write| write.resource == "leases"),
+        "a new leader finds all in order: {writes:#?}"
+    );
     operator.stop().await.unwrap();
 }

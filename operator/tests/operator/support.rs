@@ -1,13 +1,13 @@
 //! What a test of the operator runs against: a real API server, a real Postgres, and the operator itself.
 
-pub mod cluster;
-pub mod operator;
-pub mod world;
+pub(crate) mod cluster;
+pub(crate) mod operator;
+pub(crate) mod world;
 
 use std::time::{Duration, Instant};
 
 /// Waits until a check gives a value; panics with the last complaint when it does not in time.
-pub async fn eventually<T, F, Fut>(what: &str, within: Duration, mut check: F) -> T
+pub(crate) async fn eventually<T, F, Fut>(what: &str, within: Duration, mut check: F) -> T
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, String>>,

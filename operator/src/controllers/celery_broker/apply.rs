@@ -63,7 +63,10 @@ pub enum Error {
 }
 
 fn detail(source: &api::Error) -> String {
-    source.message().map(|message| format!(": {message}")).unwrap_or_default()
+    source
+        .message()
+        .map(|message| format!(": {message}"))
+        .unwrap_or_default()
 }
 
 /// The step's result.
@@ -101,7 +104,7 @@ pub async fn apply(
     *network_policy = hand.settle("NetworkPolicy", network_policy).await?;
     *disruption_budget = hand.settle("PodDisruptionBudget", disruption_budget).await?;
     // Last: what it mounts must exist.
-    (*stateful_set, *waits_for_turn) = hand.settle_stateful_set(stateful_set, &mut deeds).await?;
+    (*stateful_set, *waits_for_turn) = Box::pin(hand.settle_stateful_set(stateful_set, &mut deeds)).await?;
     Ok((applied, deeds))
 }
 
@@ -109,9 +112,14 @@ pub async fn apply(
 pub async fn withdraw(context: &Context, namespace: &str, name: &str, uid: &str) -> Result<()> {
     let api: Api<StatefulSet> = Api::namespaced(context.client.clone(), namespace);
     let child = names::child(name);
-    let Some(live) = get(&api, &child).await? else { return Ok(()) };
+    let Some(live) = get(&api, &child).await? else {
+        return Ok(());
+    };
     if ownership(live.meta(), uid, name) == Ownership::Ours && live.metadata.deletion_timestamp.is_none() {
-        let parameters = DeleteParams { preconditions: of(&live.metadata), ..DeleteParams::background() };
+        let parameters = DeleteParams {
+            preconditions: Some(of(&live.metadata)),
+            ..DeleteParams::background()
+        };
         let deleted = call("delete the StatefulSet", api.delete(&child, &parameters)).await;
         ignore_missing(deleted)?;
     }
@@ -133,16 +141,30 @@ pub async fn pod(context: &Context, namespace: &str, child: &str) -> Result<Opti
 
 /// Makes the kubelet sync the mounted Secret now instead of within a minute or two.
 pub async fn sync_pod(context: &Context, pod: Option<&Pod>, config_hash: &str) -> Result<()> {
-    let Some(pod) = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else { return Ok(()) };
-    if pod.annotations().get(annotation::CONFIG).is_some_and(|hash| hash == config_hash) {
+    let Some(pod) = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+        return Ok(());
+    };
+    if pod
+        .annotations()
+        .get(annotation::CONFIG)
+        .is_some_and(|hash| hash == config_hash)
+    {
         return Ok(());
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
     // A merge patch, since an apply would create the pod that was deleted a moment ago.
     let body = json!({ "metadata": { "uid": pod.uid(), "annotations": { annotation::CONFIG: config_hash } } });
-    let parameters = PatchParams { field_manager: Some(field_manager::POD_SYNC.to_owned()), ..PatchParams::default() };
+    let parameters = PatchParams {
+        field_manager: Some(field_manager::POD_SYNC.to_owned()),
+        ..PatchParams::default()
+    };
     let (name, patch) = (pod.name_any(), Patch::Merge(body));
-    match call("annotate the monitor's pod", api.patch_metadata(&name, &parameters, &patch)).await {
+    match call(
+        "annotate the monitor's pod",
+        api.patch_metadata(&name, &parameters, &patch),
+    )
+    .await
+    {
         // Deleted, or replaced by another, meanwhile: the next one mounts the new Secret.
         Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => Ok(()),
         other => other.map(drop).map_err(|source| Error::Api { source }),
@@ -177,6 +199,7 @@ impl Hand<'_> {
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Child,
     {
         let wanted = to_json(kind, desired)?;
+        let exists = live.is_some();
         if let Some(live) = live {
             self.refuse_foreign(kind, live.meta())?;
             let found = to_json(kind, &live)?;
@@ -184,10 +207,12 @@ impl Hand<'_> {
                 return Ok(live);
             }
         }
-        let parameters = PatchParams::apply(field_manager::CHILDREN).force();
-        let (api, name, patch) = (self.api::<K>(), desired.name_any(), Patch::Apply(desired));
-        let applied = call("apply a child", api.patch(&name, &parameters, &patch)).await;
-        let applied = applied.map_err(|source| Error::Api { source })?;
+        let mut applied = self.send(desired).await;
+        if exists && kind != "StatefulSet" && applied.as_ref().is_err_and(is_invalid) {
+            self.replace_lists(desired, &wanted).await?;
+            applied = self.send(desired).await;
+        }
+        let applied = applied?;
         tracing::info!(
             broker.namespace = %self.validated.identity.namespace,
             broker.name = %self.validated.identity.name,
@@ -196,6 +221,32 @@ impl Hand<'_> {
         );
         self.remember(kind, &wanted, &to_json(kind, &applied)?)?;
         Ok(applied)
+    }
+
+    async fn send<K>(&self, desired: &K) -> Result<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Child,
+    {
+        let parameters = PatchParams::apply(field_manager::CHILDREN).force();
+        let (api, name, patch) = (self.api::<K>(), desired.name_any(), Patch::Apply(desired));
+        let applied = call("apply a child", api.patch(&name, &parameters, &patch)).await;
+        applied.map_err(|source| Error::Api { source })
+    }
+
+    /// Somebody changed the key of an item in a list, for example a port's number: an apply would add ours beside theirs,
+    /// and both together are refused. A merge patch puts our lists in the place of what is there.
+    async fn replace_lists<K>(&self, desired: &K, wanted: &Value) -> Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Child,
+    {
+        let parameters = PatchParams {
+            field_manager: Some(field_manager::CHILDREN.to_owned()),
+            ..PatchParams::default()
+        };
+        let patch = Patch::Merge(json!({ "spec": wanted.get("spec") }));
+        let (api, name) = (self.api::<K>(), desired.name_any());
+        let replaced = call("replace a child's lists", api.patch(&name, &parameters, &patch)).await;
+        replaced.map(drop).map_err(|source| Error::Api { source })
     }
 
     /// A new pod template restarts the monitor: only a few do so at a time.
@@ -225,7 +276,7 @@ impl Hand<'_> {
         let api = self.api::<StatefulSet>();
         let parameters = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Orphan),
-            preconditions: of(&live.metadata),
+            preconditions: Some(of(&live.metadata)),
             ..DeleteParams::default()
         };
         ignore_missing(call("delete the StatefulSet", api.delete(&live.name_any(), &parameters)).await)?;
@@ -236,7 +287,10 @@ impl Hand<'_> {
                 _ => return Ok(()),
             }
         }
-        Err(Error::StillDeleting { kind: "StatefulSet", name: live.name_any() })
+        Err(Error::StillDeleting {
+            kind: "StatefulSet",
+            name: live.name_any(),
+        })
     }
 
     fn refuse_foreign(&self, kind: &'static str, live: &ObjectMeta) -> Result<()> {
@@ -255,12 +309,16 @@ impl Hand<'_> {
     /// came back from the last apply.
     fn is_as_we_left_it(&self, kind: &'static str, wanted: &Value, found: &Value) -> Result<bool> {
         let pair = fingerprints(kind, wanted, found)?;
-        Ok(self.context.memory.with(&self.validated.uid, |object| object.fingerprints.get(kind) == Some(&pair)))
+        Ok(self.context.memory.with(&self.validated.uid, |object| {
+            object.fingerprints.get(kind) == Some(&pair)
+        }))
     }
 
     fn remember(&self, kind: &'static str, wanted: &Value, found: &Value) -> Result<()> {
         let pair = fingerprints(kind, wanted, found)?;
-        self.context.memory.with(&self.validated.uid, |object| object.fingerprints.insert(kind, pair));
+        self.context
+            .memory
+            .with(&self.validated.uid, |object| object.fingerprints.insert(kind, pair));
         Ok(())
     }
 }
@@ -271,7 +329,9 @@ trait Child: Serialize + DeserializeOwned + Clone + Debug + Send + Sync {}
 impl<T: Serialize + DeserializeOwned + Clone + Debug + Send + Sync> Child for T {}
 
 async fn get<K: Clone + DeserializeOwned + Debug>(api: &Api<K>, name: &str) -> Result<Option<K>> {
-    call("read a child", api.get_opt(name)).await.map_err(|source| Error::Api { source })
+    call("read a child", api.get_opt(name))
+        .await
+        .map_err(|source| Error::Api { source })
 }
 
 fn ignore_missing<T>(answer: api::Result<T>) -> Result<()> {
@@ -281,8 +341,11 @@ fn ignore_missing<T>(answer: api::Result<T>) -> Result<()> {
     }
 }
 
-fn of(metadata: &ObjectMeta) -> Option<Preconditions> {
-    Some(Preconditions { uid: metadata.uid.clone(), resource_version: None })
+fn of(metadata: &ObjectMeta) -> Preconditions {
+    Preconditions {
+        uid: metadata.uid.clone(),
+        resource_version: None,
+    }
 }
 
 fn to_json<K: Serialize>(kind: &'static str, object: &K) -> Result<Value> {
@@ -303,16 +366,22 @@ enum Ownership {
 }
 
 fn ownership(live: &ObjectMeta, uid: &str, broker: &str) -> Ownership {
-    let controller = live.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let controller = live
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true));
     let label = live.labels.as_ref().and_then(|labels| labels.get(names::MANAGED_BY));
-    let named = live.annotations.as_ref().and_then(|annotations| annotations.get(annotation::BROKER));
+    let named = live
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(annotation::BROKER));
     let by_kanchi = label.is_some_and(|label| label == names::OPERATOR) && named.is_some_and(|name| name == broker);
     match controller {
         Some(owner) if owner.uid == uid => Ownership::Ours,
         Some(owner) if owner.kind == "CeleryBroker" && owner.name == broker => Ownership::EarlierLife,
-        Some(_) => Ownership::Foreign,
         None if by_kanchi => Ownership::Abandoned,
-        None => Ownership::Foreign,
+        Some(_) | None => Ownership::Foreign,
     }
 }
 
@@ -323,9 +392,13 @@ fn restarts(live: &StatefulSet, desired: &StatefulSet) -> bool {
     runs(live) && runs(desired) && template(live) != template(desired)
 }
 
+fn is_invalid(error: &Error) -> bool {
+    matches!(error, Error::Api { source } if source.code() == Some(422))
+}
+
 /// A StatefulSet takes changes of a few fields only.
 fn is_forbidden_change(error: &Error) -> bool {
-    matches!(error, Error::Api { source } if source.code() == Some(422)
+    matches!(error, Error::Api { source } if is_invalid(error)
         && source.message().is_some_and(|message| message.contains("updates to statefulset spec")))
 }
 
@@ -333,9 +406,9 @@ fn is_forbidden_change(error: &Error) -> bool {
 /// the wanted object carries.
 fn covers(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
-        (Value::Object(found), Value::Object(wanted)) => {
-            wanted.iter().all(|(key, value)| found.get(key).is_some_and(|found| covers(found, value)))
-        }
+        (Value::Object(found), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, value)| found.get(key).is_some_and(|found| covers(found, value))),
         (Value::Array(found), Value::Array(wanted)) => {
             found.len() == wanted.len() && found.iter().zip(wanted).all(|(found, wanted)| covers(found, wanted))
         }
@@ -375,7 +448,8 @@ mod tests {
 
     #[test]
     fn what_others_added_is_left_alone_and_what_they_changed_is_seen() {
-        let wanted = json!({ "spec": { "ports": [{ "name": "admin", "port": 8080 }] }, "metadata": { "labels": { "a": "1" } } });
+        let wanted =
+            json!({ "spec": { "ports": [{ "name": "admin", "port": 8080 }] }, "metadata": { "labels": { "a": "1" } } });
         let defaulted = json!({
             "spec": { "ports": [{ "name": "admin", "port": 8080, "protocol": "TCP" }], "type": "ClusterIP" },
             "metadata": { "labels": { "a": "1", "theirs": "x" }, "resourceVersion": "7" }
@@ -385,7 +459,10 @@ mod tests {
         edited["spec"]["ports"][0]["port"] = 1.into();
         assert!(!covers(&edited, &wanted));
         let mut extended = defaulted.clone();
-        extended["spec"]["ports"].as_array_mut().unwrap().push(json!({ "port": 1 }));
+        extended["spec"]["ports"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "port": 1 }));
         assert!(!covers(&extended, &wanted));
         let mut removed = defaulted;
         removed["metadata"]["labels"].as_object_mut().unwrap().remove("a");
@@ -398,21 +475,34 @@ mod tests {
         let one = json!({ "metadata": { "name": "x", "resourceVersion": "1", "generation": 1 }, "status": { "a": 1 } });
         let two = json!({ "metadata": { "name": "x", "resourceVersion": "2", "generation": 2 }, "status": { "a": 2 } });
         let other = json!({ "metadata": { "name": "x" }, "spec": {} });
-        assert_eq!(fingerprints("k", &wanted, &one).unwrap(), fingerprints("k", &wanted, &two).unwrap());
-        assert_ne!(fingerprints("k", &wanted, &one).unwrap(), fingerprints("k", &wanted, &other).unwrap());
+        assert_eq!(
+            fingerprints("k", &wanted, &one).unwrap(),
+            fingerprints("k", &wanted, &two).unwrap()
+        );
+        assert_ne!(
+            fingerprints("k", &wanted, &one).unwrap(),
+            fingerprints("k", &wanted, &other).unwrap()
+        );
     }
 
     #[test]
     fn objects_of_others_are_never_taken_over() {
         let meta = |value: Value| serde_json::from_value::<ObjectMeta>(value).unwrap();
-        let owner = |kind: &str, name: &str, uid: &str| {
-            json!([{ "apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": true }])
-        };
+        let owner = |kind: &str, name: &str, uid: &str| json!([{ "apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": true }]);
         let whose = |value: Value| ownership(&meta(value), "uid", "orders");
         assert_eq!(whose(json!({})), Ownership::Foreign);
-        assert_eq!(whose(json!({ "ownerReferences": owner("CeleryBroker", "orders", "uid") })), Ownership::Ours);
-        assert_eq!(whose(json!({ "ownerReferences": owner("CeleryBroker", "orders", "old") })), Ownership::EarlierLife);
-        assert_eq!(whose(json!({ "ownerReferences": owner("Deployment", "orders", "x") })), Ownership::Foreign);
+        assert_eq!(
+            whose(json!({ "ownerReferences": owner("CeleryBroker", "orders", "uid") })),
+            Ownership::Ours
+        );
+        assert_eq!(
+            whose(json!({ "ownerReferences": owner("CeleryBroker", "orders", "old") })),
+            Ownership::EarlierLife
+        );
+        assert_eq!(
+            whose(json!({ "ownerReferences": owner("Deployment", "orders", "x") })),
+            Ownership::Foreign
+        );
         let abandoned = json!({
             "labels": { "app.kubernetes.io/managed-by": "kanchi-operator" },
             "annotations": { "kanchi.io/broker": "orders" }

@@ -73,8 +73,16 @@ pub struct Children<State> {
 impl Children<Prepared> {
     /// Marks the children as applied; for the apply step only.
     pub(super) fn applied(self) -> Children<Applied> {
-        let Self { secret, service, network_policy, disruption_budget, stateful_set, config_hash, waits_for_turn, .. } =
-            self;
+        let Self {
+            secret,
+            service,
+            network_policy,
+            disruption_budget,
+            stateful_set,
+            config_hash,
+            waits_for_turn,
+            ..
+        } = self;
         Children {
             secret,
             service,
@@ -95,9 +103,15 @@ pub fn build(
     grant: &Grant,
     settings: &Settings,
 ) -> Result<Children<Prepared>> {
-    let meta = Meta { owner: broker.controller_owner_ref(&()), validated };
+    let meta = Meta {
+        owner: broker.controller_owner_ref(&()),
+        validated,
+    };
     let secret = secret::build(&meta, grant)?;
-    let config_hash = names::hash_of(&secret.data).map_err(|source| Error::Hash { what: "the Secret", source })?;
+    let config_hash = names::hash_of(&secret.data).map_err(|source| Error::Hash {
+        what: "the Secret",
+        source,
+    })?;
     Ok(Children {
         secret: hashed(secret, "the Secret")?,
         service: hashed(service::build(&meta), "the Service")?,
@@ -132,7 +146,11 @@ impl Meta<'_> {
 /// Adds the hash of the object to its annotations, so that a removed field makes a difference that is seen.
 fn hashed<K: Resource + serde::Serialize>(mut object: K, what: &'static str) -> Result<K> {
     let hash = names::hash_of(&object).map_err(|source| Error::Hash { what, source })?;
-    object.meta_mut().annotations.get_or_insert_default().insert(annotation::DESIRED.to_owned(), hash);
+    object
+        .meta_mut()
+        .annotations
+        .get_or_insert_default()
+        .insert(annotation::DESIRED.to_owned(), hash);
     Ok(object)
 }
 

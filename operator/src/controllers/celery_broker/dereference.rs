@@ -86,14 +86,29 @@ impl Dereferenced {
 pub fn needs(spec: &CeleryBrokerSpec) -> Vec<Need> {
     let mut needs = Vec::new();
     let mut need = |secret: &str, key: &str, field, file| {
-        needs.push(Need { secret: secret.to_owned(), key: key.to_owned(), field, file });
+        needs.push(Need {
+            secret: secret.to_owned(),
+            key: key.to_owned(),
+            field,
+            file,
+        });
     };
     if let Some(reference) = &spec.connection.url_secret_ref {
-        need(&reference.name, &reference.key, "connection.urlSecretRef", file::BROKER_URL);
+        need(
+            &reference.name,
+            &reference.key,
+            "connection.urlSecretRef",
+            file::BROKER_URL,
+        );
     }
     if let Some(tls) = &spec.connection.tls {
         if let Some(reference) = &tls.ca_secret_ref {
-            need(&reference.name, &reference.key, "connection.tls.caSecretRef", file::BROKER_CA);
+            need(
+                &reference.name,
+                &reference.key,
+                "connection.tls.caSecretRef",
+                file::BROKER_CA,
+            );
         }
         if let Some(reference) = &tls.client_secret_ref {
             let field = "connection.tls.clientSecretRef";
@@ -132,11 +147,19 @@ async fn fetch(api: &Api<Secret>, namespace: &str, need: &Need) -> Result<Secret
         Ok(Some(secret)) => Ok(secret),
         Ok(None) => {
             let (namespace, name) = named();
-            Err(Error::SecretNotFound { namespace, name, field: need.field })
+            Err(Error::SecretNotFound {
+                namespace,
+                name,
+                field: need.field,
+            })
         }
         Err(error) if error.code() == Some(403) => {
             let (namespace, name) = named();
-            Err(Error::Forbidden { namespace, name, field: need.field })
+            Err(Error::Forbidden {
+                namespace,
+                name,
+                field: need.field,
+            })
         }
         Err(error) => Err(Error::Api(error)),
     }
@@ -163,7 +186,9 @@ fn pick(secret: &Secret, namespace: &str, need: &Need) -> Result<SecretText> {
 /// Returns the uid of a namespace: part of a broker's identity in the store.
 pub async fn namespace_uid(client: &Client, namespace: &str) -> Result<String> {
     let api: Api<Namespace> = Api::all(client.clone());
-    let found = api::call("read the namespace", api.get_metadata(namespace)).await.map_err(Error::Api)?;
+    let found = api::call("read the namespace", api.get_metadata(namespace))
+        .await
+        .map_err(Error::Api)?;
     Ok(found.metadata.uid.unwrap_or_default())
 }
 
@@ -193,7 +218,10 @@ mod tests {
     use kanchi_crds::{ClientCertificateRef, Connection, SecretKeyRef, Tls};
 
     fn reference(name: &str, key: &str) -> SecretKeyRef {
-        SecretKeyRef { name: name.into(), key: key.into() }
+        SecretKeyRef {
+            name: name.into(),
+            key: key.into(),
+        }
     }
 
     fn spec() -> CeleryBrokerSpec {
@@ -213,22 +241,30 @@ mod tests {
 
     #[test]
     fn lists_every_key_the_spec_names_and_the_file_it_becomes() {
-        let files: Vec<_> = needs(&spec()).into_iter().map(|need| (need.secret, need.key, need.file)).collect();
+        let files: Vec<_> = needs(&spec())
+            .into_iter()
+            .map(|need| (need.secret, need.key, need.file))
+            .collect();
         let expected = [
             ("orders", "url", "broker-url"),
             ("ca", "ca.crt", "broker-ca.crt"),
             ("client", "tls.crt", "broker-tls.crt"),
             ("client", "tls.key", "broker-tls.key"),
         ];
-        assert_eq!(files, expected.map(|(secret, key, file)| (secret.to_owned(), key.to_owned(), file)));
+        assert_eq!(
+            files,
+            expected.map(|(secret, key, file)| (secret.to_owned(), key.to_owned(), file))
+        );
     }
 
     #[test]
     fn a_missing_key_is_named_with_the_keys_that_are_there() {
         let mut secret = Secret::default();
         let data = [("pass", "canary"), ("user", "canary")];
-        secret.data =
-            Some(data.map(|(key, value)| (key.to_owned(), k8s_openapi::ByteString(value.into()))).into());
+        secret.data = Some(
+            data.map(|(key, value)| (key.to_owned(), k8s_openapi::ByteString(value.into())))
+                .into(),
+        );
         let need = needs(&spec()).remove(0);
         let error = pick(&secret, "shop", &need).unwrap_err();
         let expected =

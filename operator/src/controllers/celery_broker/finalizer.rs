@@ -1,4 +1,6 @@
-//! The finalizer exists only under `reclaimPolicy: Delete`. It is set and removed by JSON patches that test what they
+//! The finalizer exists only under `reclaimPolicy: Delete`, and only where our rights outlive a namespace: with Roles
+//! alone a namespace that is being deleted takes our right to remove the finalizer with it, and would never go. There the
+//! history is deleted after the object instead. The finalizer is set and removed by JSON patches that test what they
 //! change, so that concurrent writes of the status do not matter.
 
 use kanchi_crds::{CeleryBroker, HISTORY_FINALIZER, ReclaimPolicy};
@@ -15,10 +17,11 @@ const TRIES: u32 = 5;
 
 /// Brings the finalizer in line with the policy. A deletion under way is left alone.
 pub async fn follow(context: &Context, live: &Live, policy: ReclaimPolicy) -> api::Result<()> {
-    match (policy, live.has_finalizer(HISTORY_FINALIZER)) {
-        (ReclaimPolicy::Delete, false) => change(context, live, addition).await,
-        (ReclaimPolicy::Retain, true) => change(context, live, removal).await,
-        (ReclaimPolicy::Delete, true) | (ReclaimPolicy::Retain, false) => Ok(()),
+    let wanted = policy == ReclaimPolicy::Delete && context.outlives_namespaces;
+    match (wanted, live.has_finalizer(HISTORY_FINALIZER)) {
+        (true, false) => change(context, live, addition).await,
+        (false, true) => change(context, live, removal).await,
+        (true, true) | (false, false) => Ok(()),
     }
 }
 
@@ -34,10 +37,18 @@ async fn change(context: &Context, live: &Live, operations: fn(&[String]) -> Opt
     let mut finalizers = live.metadata.finalizers.clone().unwrap_or_default();
     let mut tries = 0;
     loop {
-        let Some(operations) = operations(&finalizers) else { return Ok(()) };
-        let Ok(patch) = serde_json::from_value(operations) else { return Ok(()) };
+        let Some(operations) = operations(&finalizers) else {
+            return Ok(());
+        };
+        let Ok(patch) = serde_json::from_value(operations) else {
+            return Ok(());
+        };
         let patch = Patch::Json::<()>(patch);
-        let answer = call("change the finalizer", api.patch_metadata(&name, &PatchParams::default(), &patch)).await;
+        let answer = call(
+            "change the finalizer",
+            api.patch_metadata(&name, &PatchParams::default(), &patch),
+        )
+        .await;
         tries += 1;
         match answer {
             Ok(_) => return Ok(()),
@@ -46,7 +57,9 @@ async fn change(context: &Context, live: &Live, operations: fn(&[String]) -> Opt
             Err(error) => return Err(error),
         }
         let now = call("read the CeleryBroker", api.get_metadata_opt(&name)).await?;
-        let Some(now) = now.filter(|now| now.metadata.uid == live.metadata.uid) else { return Ok(()) };
+        let Some(now) = now.filter(|now| now.metadata.uid == live.metadata.uid) else {
+            return Ok(());
+        };
         finalizers = now.metadata.finalizers.unwrap_or_default();
     }
 }

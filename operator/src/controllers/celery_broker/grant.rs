@@ -16,7 +16,7 @@ use crate::secret_text::SecretText;
 use crate::store_link::{self, REQUEST_LIMIT, bounded};
 
 /// A grant is checked against the store again after this long.
-const TRUST: Duration = Duration::from_secs(3600);
+const TRUST: Duration = Duration::from_hours(1);
 
 /// 32 characters of 62: 190 bits.
 const PASSWORD_CHARACTERS: usize = 32;
@@ -100,17 +100,39 @@ pub async fn grant(
         display_name: validated.display_name.clone(),
         retention: validated.retention_policy,
     };
-    let key = bounded("prepare the broker's part of the store", REQUEST_LIMIT, admin.ensure_broker(&spec)).await?;
-    context.store.keep(key);
+    let key = bounded(
+        "prepare the broker's part of the store",
+        REQUEST_LIMIT,
+        admin.ensure_broker(&spec),
+    )
+    .await?;
+    context.store.keep(key, &validated.uid);
     let text = password.expose_str().unwrap_or_default();
-    let mode = bounded("prepare the monitor's role", REQUEST_LIMIT, admin.ensure_role(key, text)).await?;
+    let mode = bounded(
+        "prepare the monitor's role",
+        REQUEST_LIMIT,
+        admin.ensure_role(key, text),
+    )
+    .await?;
     let url = admin.monitor_url(key, mode, text).map_err(store_link::Error::Store)?;
     let url = context.store.source().for_monitors(&url)?;
     let ca = owner_url.ca().map(SecretText::new);
     let url = SecretText::new(url);
     // What the next pass will read back from the Secret.
-    asked.password = Existing { url: url.clone(), ca: None, key: None }.password();
-    let grant = Grant { key, mode: Some(mode), url, ca, asked, at: Instant::now() };
+    asked.password = Existing {
+        url: url.clone(),
+        ca: None,
+        key: None,
+    }
+    .password();
+    let grant = Grant {
+        key,
+        mode: Some(mode),
+        url,
+        ca,
+        asked,
+        at: Instant::now(),
+    };
     context.memory.with(&validated.uid, |object| {
         object.grant = Some(grant.clone());
         object.key = Some(key);
@@ -129,7 +151,14 @@ impl Grant {
             password: None,
             owner_url: SecretText::new(""),
         };
-        Self { key, mode, url: SecretText::new(url), ca: ca.map(SecretText::new), asked, at: Instant::now() }
+        Self {
+            key,
+            mode,
+            url: SecretText::new(url),
+            ca: ca.map(SecretText::new),
+            asked,
+            at: Instant::now(),
+        }
     }
 }
 
@@ -153,7 +182,9 @@ fn without_store(validated: &Validated, existing: Option<&Existing>) -> Option<G
 
 fn new_password() -> SecretText {
     let mut random = rand::rng();
-    let text: String = (0..PASSWORD_CHARACTERS).map(|_| char::from(random.sample(Alphanumeric))).collect();
+    let text: String = (0..PASSWORD_CHARACTERS)
+        .map(|_| char::from(random.sample(Alphanumeric)))
+        .collect();
     SecretText::new(text)
 }
 
@@ -162,7 +193,11 @@ mod tests {
     use super::*;
 
     fn existing(url: &str) -> Existing {
-        Existing { url: SecretText::new(url), ca: None, key: Some(7) }
+        Existing {
+            url: SecretText::new(url),
+            ca: None,
+            key: Some(7),
+        }
     }
 
     #[test]
@@ -171,7 +206,12 @@ mod tests {
         let text = password.expose_str().unwrap();
         let url = format!("postgres://kanchi_m_7:{text}@db/kanchi?sslmode=verify-full");
         assert_eq!(existing(&url).password().as_ref(), Some(&password));
-        for lost in ["", "postgres://kanchi_m_7@db/kanchi", "postgres://kanchi_m_7:short@db/kanchi", "garbage"] {
+        for lost in [
+            "",
+            "postgres://kanchi_m_7@db/kanchi",
+            "postgres://kanchi_m_7:short@db/kanchi",
+            "garbage",
+        ] {
             assert_eq!(existing(lost).password(), None, "{lost}");
         }
     }

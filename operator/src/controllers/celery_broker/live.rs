@@ -36,7 +36,11 @@ impl Live {
         let broker = serde_json::to_value(object)
             .and_then(serde_json::from_value::<CeleryBroker>)
             .map_err(|error| error.to_string());
-        Self { metadata, status: serde_json::from_value(status).unwrap_or_default(), broker }
+        Self {
+            metadata,
+            status: serde_json::from_value(status).unwrap_or_default(),
+            broker,
+        }
     }
 
     /// Returns the uid.
@@ -52,7 +56,9 @@ impl Live {
     /// Whether the pause annotation is set.
     pub fn is_paused(&self) -> bool {
         let annotations = self.metadata.annotations.as_ref();
-        annotations.and_then(|all| all.get(PAUSED_ANNOTATION)).is_some_and(|value| value == "true")
+        annotations
+            .and_then(|all| all.get(PAUSED_ANNOTATION))
+            .is_some_and(|value| value == "true")
     }
 
     /// Whether a finalizer is set.
@@ -84,7 +90,12 @@ pub async fn patch_status(
     let kind = ApiResource::erase::<CeleryBroker>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &kind);
     let parameters = PatchParams::apply(manager).force();
-    call("write the status", api.patch_status(name, &parameters, &Patch::Apply(body))).await.map(drop)
+    call(
+        "write the status",
+        api.patch_status(name, &parameters, &Patch::Apply(body)),
+    )
+    .await
+    .map(drop)
 }
 
 #[cfg(test)]
@@ -108,6 +119,9 @@ mod tests {
         assert!(good.broker.is_ok() && good.is_paused());
         let bad = live(&json!({ "connection": 7 }));
         assert!(bad.broker.is_err());
-        assert_eq!((bad.status.observed_generation, bad.status.store_key, bad.uid()), (Some(3), Some(7), "u"));
+        assert_eq!(
+            (bad.status.observed_generation, bad.status.store_key, bad.uid()),
+            (Some(3), Some(7), "u")
+        );
     }
 }

@@ -15,7 +15,9 @@ pub async fn claims(context: &Context, validated: &Validated, own: &Claim) -> Ve
     note(context, validated);
     let mut same = Vec::new();
     for object in context.scopes.brokers_of(namespace) {
-        let Some(claim) = claim(&object).filter(|claim| claim.uid != own.uid) else { continue };
+        let Some(claim) = claim(&object).filter(|claim| claim.uid != own.uid) else {
+            continue;
+        };
         let known = context.memory.with(&claim.uid, |remembered| remembered.watches.clone());
         let watches = match known {
             Some(watches) => watches,
@@ -33,14 +35,20 @@ pub async fn claims(context: &Context, validated: &Validated, own: &Claim) -> Ve
 /// Returns the claim of an object.
 pub fn claim(object: &Guarded) -> Option<Claim> {
     let created = object.creation_timestamp()?.0.to_string();
-    Some(Claim { created, uid: object.uid()?, name: object.name_any() })
+    Some(Claim {
+        created,
+        uid: object.uid()?,
+        name: object.name_any(),
+    })
 }
 
 /// Remembers what an object stands for, and wakes those whose claims that concerns.
 fn note(context: &Context, validated: &Validated) {
     let namespace = &validated.identity.namespace;
     let now = validated.watches.clone();
-    let before = context.memory.with(&validated.uid, |remembered| remembered.watches.replace(now.clone()));
+    let before = context
+        .memory
+        .with(&validated.uid, |remembered| remembered.watches.replace(now.clone()));
     if before.as_ref() == Some(&now) {
         return;
     }
@@ -56,7 +64,10 @@ async fn read(context: &Context, object: &Guarded, claim: &Claim) -> String {
     let Ok(broker) = &object.0 else { return String::new() };
     let namespace = broker.namespace().unwrap_or_default();
     let found = dereference(&context.client, &namespace, &broker.spec).await;
-    let watches = found.ok().and_then(|found| validate(broker, &found).ok()).map(|valid| valid.watches);
+    let watches = found
+        .ok()
+        .and_then(|found| validate(broker, &found).ok())
+        .map(|valid| valid.watches);
     let watches = watches.unwrap_or_default();
     context.memory.with(&claim.uid, |remembered| {
         namespace.clone_into(&mut remembered.namespace);

@@ -26,14 +26,29 @@ pub struct Observation {
 /// Judges a StatefulSet and its pod.
 pub fn observe(stateful_set: Option<&StatefulSet>, pod: Option<&Pod>, waits: bool, now: Timestamp) -> Observation {
     let Some(set) = stateful_set else {
-        return plain(Status::False, Reason::WorkloadNotReady, "the monitor's StatefulSet does not exist yet", false);
+        return plain(
+            Status::False,
+            Reason::WorkloadNotReady,
+            "the monitor's StatefulSet does not exist yet",
+            false,
+        );
     };
     let spec = set.spec.clone().unwrap_or_default();
     let status = set.status.clone().unwrap_or_default();
-    let image = spec.template.spec.as_ref().and_then(|pod| pod.containers.first()).and_then(|c| c.image.clone());
+    let image = spec
+        .template
+        .spec
+        .as_ref()
+        .and_then(|pod| pod.containers.first())
+        .and_then(|c| c.image.clone());
     if status.observed_generation.unwrap_or(0) < set.metadata.generation.unwrap_or(0) {
         let changed = set.metadata.generation.unwrap_or(0) > 1;
-        return plain(Status::False, Reason::RollingOut, "the change has not been taken up yet", changed);
+        return plain(
+            Status::False,
+            Reason::RollingOut,
+            "the change has not been taken up yet",
+            changed,
+        );
     }
     if spec.replicas == Some(0) {
         let text = "enabled is false: no monitor runs";
@@ -43,20 +58,35 @@ pub fn observe(stateful_set: Option<&StatefulSet>, pod: Option<&Pod>, waits: boo
     let updated = current || status.updated_replicas.unwrap_or(0) >= 1;
     if updated && status.ready_replicas.unwrap_or(0) >= 1 {
         let (reason, text) = if waits {
-            (Reason::WaitingForTurn, "the monitor runs; its new version waits until other monitors have theirs")
+            (
+                Reason::WaitingForTurn,
+                "the monitor runs; its new version waits until other monitors have theirs",
+            )
         } else {
             (Reason::RolledOut, "the monitor runs")
         };
         let verdict = Verdict::new(Status::True, reason, text);
-        return Observation { verdict, rolling: false, image };
+        return Observation {
+            verdict,
+            rolling: false,
+            image,
+        };
     }
     let (reason, text) = why_not_ready(set, pod, now);
     // The first rollout replaces nothing, and a crash is no rollout.
-    Observation { verdict: Verdict::new(Status::False, reason, text), rolling: !current, image: None }
+    Observation {
+        verdict: Verdict::new(Status::False, reason, text),
+        rolling: !current,
+        image: None,
+    }
 }
 
 fn plain(status: Status, reason: Reason, text: &str, rolling: bool) -> Observation {
-    Observation { verdict: Verdict::new(status, reason, text), rolling, image: None }
+    Observation {
+        verdict: Verdict::new(status, reason, text),
+        rolling,
+        image: None,
+    }
 }
 
 fn why_not_ready(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> (Reason, String) {
@@ -65,7 +95,8 @@ fn why_not_ready(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> (Reaso
         let age = created.map_or(0, |created| now.as_second() - created.as_second());
         if set.status.as_ref().is_none_or(|status| status.replicas == 0) && age > POD_PATIENCE.as_secs() as i64 {
             let name = set.metadata.name.as_deref().unwrap_or_default();
-            let text = format!("no pod could be created; `kubectl describe statefulset {name}` says why (a quota, a policy)");
+            let text =
+                format!("no pod could be created; `kubectl describe statefulset {name}` says why (a quota, a policy)");
             return (Reason::PodsRefused, text);
         }
         return (Reason::RollingOut, "the monitor's pod is being created".to_owned());
@@ -76,14 +107,19 @@ fn why_not_ready(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> (Reaso
     let status = pod.status.clone().unwrap_or_default();
     for condition in status.conditions.iter().flatten() {
         if condition.type_ == "PodScheduled" && condition.status == "False" {
-            let text = condition.message.clone().unwrap_or_else(|| "no node takes the monitor's pod".to_owned());
+            let text = condition
+                .message
+                .clone()
+                .unwrap_or_else(|| "no node takes the monitor's pod".to_owned());
             return (Reason::Unschedulable, bounded(text));
         }
     }
     let container = status.container_statuses.unwrap_or_default().into_iter().next();
     container.as_ref().and_then(why_waiting).unwrap_or_else(|| {
         let text = match status.phase.as_deref() {
-            Some("Failed") => status.message.map_or_else(|| "the monitor's pod failed".to_owned(), bounded),
+            Some("Failed") => status
+                .message
+                .map_or_else(|| "the monitor's pod failed".to_owned(), bounded),
             _ => "the monitor starts".to_owned(),
         };
         (Reason::RollingOut, text)
@@ -94,16 +130,24 @@ fn why_waiting(container: &ContainerStatus) -> Option<(Reason, String)> {
     let state = container.state.as_ref()?;
     let waiting = state.waiting.as_ref();
     match waiting.and_then(|waiting| waiting.reason.as_deref()) {
-        Some("ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable") => {
+        Some(
+            "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable",
+        ) => {
             let why = waiting.and_then(|waiting| waiting.message.clone()).unwrap_or_default();
-            Some((Reason::ImagePullFailed, bounded(format!("image {} cannot be pulled: {why}", container.image))))
+            Some((
+                Reason::ImagePullFailed,
+                bounded(format!("image {} cannot be pulled: {why}", container.image)),
+            ))
         }
         Some("CrashLoopBackOff" | "RunContainerError" | "CreateContainerError") => {
             Some((Reason::CrashLooping, how_it_ended(container)))
         }
         Some("CreateContainerConfigError") => {
             let why = waiting.and_then(|waiting| waiting.message.clone()).unwrap_or_default();
-            Some((Reason::CrashLooping, bounded(format!("the monitor's container cannot be created: {why}"))))
+            Some((
+                Reason::CrashLooping,
+                bounded(format!("the monitor's container cannot be created: {why}")),
+            ))
         }
         // Between two crashes the container runs, or has just ended, for a moment.
         _ if container.restart_count >= 2 && !container.ready => Some((Reason::CrashLooping, how_it_ended(container))),
@@ -135,8 +179,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn set(generation: i64, observed: i64, status: serde_json::Value) -> StatefulSet {
-        let mut status = status;
+    fn set(generation: i64, observed: i64, mut status: serde_json::Value) -> StatefulSet {
         status["observedGeneration"] = observed.into();
         status["replicas"] = status.get("replicas").cloned().unwrap_or(json!(1));
         serde_json::from_value(json!({
@@ -150,6 +193,7 @@ mod tests {
         .unwrap()
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "reads better at the caller")]
     fn pod(status: serde_json::Value) -> Pod {
         serde_json::from_value(json!({ "metadata": { "name": "orders-monitor-0" }, "status": status })).unwrap()
     }
@@ -172,7 +216,10 @@ mod tests {
     fn a_stale_status_is_not_believed() {
         let ready = serde_json::from_str(READY).unwrap();
         let seen = observe(Some(&set(2, 1, ready)), None, false, now());
-        assert_eq!((seen.verdict.status, seen.verdict.reason), (Status::False, Reason::RollingOut));
+        assert_eq!(
+            (seen.verdict.status, seen.verdict.reason),
+            (Status::False, Reason::RollingOut)
+        );
         assert!(seen.rolling);
     }
 
@@ -180,11 +227,17 @@ mod tests {
     fn ready_and_current_means_rolled_out() {
         let ready: serde_json::Value = serde_json::from_str(READY).unwrap();
         let seen = observe(Some(&set(2, 2, ready.clone())), None, false, now());
-        assert_eq!((seen.verdict.status, seen.verdict.reason), (Status::True, Reason::RolledOut));
+        assert_eq!(
+            (seen.verdict.status, seen.verdict.reason),
+            (Status::True, Reason::RolledOut)
+        );
         assert_eq!(seen.image.as_deref(), Some("monitor:1"));
         assert!(!seen.rolling);
         let waits = observe(Some(&set(2, 2, ready)), None, true, now());
-        assert_eq!((waits.verdict.status, waits.verdict.reason), (Status::True, Reason::WaitingForTurn));
+        assert_eq!(
+            (waits.verdict.status, waits.verdict.reason),
+            (Status::True, Reason::WaitingForTurn)
+        );
     }
 
     #[test]
@@ -218,9 +271,18 @@ mod tests {
     #[test]
     fn no_pod_after_a_while_means_it_was_refused() {
         let set = set(1, 1, json!({ "replicas": 0 }));
-        assert_eq!(observe(Some(&set), None, false, now()).verdict.reason, Reason::PodsRefused);
+        assert_eq!(
+            observe(Some(&set), None, false, now()).verdict.reason,
+            Reason::PodsRefused
+        );
         let at_once: Timestamp = "2026-01-01T00:00:05Z".parse().unwrap();
-        assert_eq!(observe(Some(&set), None, false, at_once).verdict.reason, Reason::RollingOut);
-        assert_eq!(observe(None, None, false, now()).verdict.reason, Reason::WorkloadNotReady);
+        assert_eq!(
+            observe(Some(&set), None, false, at_once).verdict.reason,
+            Reason::RollingOut
+        );
+        assert_eq!(
+            observe(None, None, false, now()).verdict.reason,
+            Reason::WorkloadNotReady
+        );
     }
 }

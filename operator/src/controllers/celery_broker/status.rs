@@ -49,7 +49,11 @@ pub struct Verdict {
 impl Verdict {
     /// Returns a verdict.
     pub fn new(status: Status, reason: Reason, message: impl Into<String>) -> Self {
-        Self { status, reason, message: message.into() }
+        Self {
+            status,
+            reason,
+            message: message.into(),
+        }
     }
 
     fn yes(reason: Reason, message: &str) -> Self {
@@ -88,26 +92,49 @@ impl WorldView {
 
 /// Judges what the store last said of one broker.
 pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) -> WorldView {
-    let both = |verdict: Verdict| WorldView { broker: Some(verdict.clone()), store: Some(verdict), version: None };
+    let both = |verdict: Verdict| WorldView {
+        broker: Some(verdict.clone()),
+        store: Some(verdict),
+        version: None,
+    };
     if !enabled {
-        return both(Verdict::unknown(Reason::ScaledToZero, "enabled is false: no monitor reports"));
+        return both(Verdict::unknown(
+            Reason::ScaledToZero,
+            "enabled is false: no monitor reports",
+        ));
     }
     match &world.link {
-        LinkState::Connecting => return WorldView { broker: None, store: None, version: None },
+        LinkState::Connecting => {
+            return WorldView {
+                broker: None,
+                store: None,
+                version: None,
+            };
+        }
         LinkState::Down { kind, message } => {
             let text = "the operator cannot read the monitor's reports in the store";
             let broker = Verdict::unknown(Reason::ReportStale, text);
             let store = Verdict::no(store_reason(*kind), format!("the store cannot be used: {message}"));
-            return WorldView { broker: Some(broker), store: Some(store), version: None };
+            return WorldView {
+                broker: Some(broker),
+                store: Some(store),
+                version: None,
+            };
         }
         LinkState::Up => {}
     }
     let report = key.and_then(|key| world.report(key, now));
     let Some((report, Some(age))) = report else {
-        return both(Verdict::unknown(Reason::NotReportedYet, "the monitor has not reported yet"));
+        return both(Verdict::unknown(
+            Reason::NotReportedYet,
+            "the monitor has not reported yet",
+        ));
     };
     let Some(heartbeat) = report.heartbeat.as_ref().filter(|_| age <= STALE) else {
-        return both(Verdict::unknown(Reason::ReportStale, "the monitor has not reported for 30 s"));
+        return both(Verdict::unknown(
+            Reason::ReportStale,
+            "the monitor has not reported for 30 s",
+        ));
     };
     let reason = heartbeat.reason.as_deref().and_then(|reason| reason.parse().ok());
     let message = heartbeat.message.clone().unwrap_or_default();
@@ -118,7 +145,11 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
         (_, reason) => Some(Verdict::no(reason.unwrap_or(Reason::ConnectionLost), message)),
     };
     let store = Verdict::yes(Reason::Writing, "the monitor writes to the store");
-    WorldView { broker, store: Some(store), version: heartbeat.broker_version.clone() }
+    WorldView {
+        broker,
+        store: Some(store),
+        version: heartbeat.broker_version.clone(),
+    }
 }
 
 fn store_reason(kind: ErrorKind) -> Reason {
@@ -143,6 +174,10 @@ fn store_reason(kind: ErrorKind) -> Reason {
 
 /// What one pass found. `None`: not looked at, what was said before stands.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that hold independently of each other"
+)]
 pub struct Facts {
     /// Generation the pass looked at.
     pub generation: i64,
@@ -238,7 +273,10 @@ pub fn compute(previous: &CeleryBrokerStatus, facts: &Facts, now: Timestamp) -> 
         None => (None, None, None),
     };
     let role = facts.role.map(|mode| match mode {
-        RoleMode::Own => Verdict::yes(Reason::OwnRole, "the monitor's database role reads this broker's rows only"),
+        RoleMode::Own => Verdict::yes(
+            Reason::OwnRole,
+            "the monitor's database role reads this broker's rows only",
+        ),
         RoleMode::Shared => Verdict::no(
             Reason::SharedRole,
             "the store's user may not create roles: all monitors share one, and so do tenants; see docs/security.md",
@@ -259,9 +297,18 @@ pub fn compute(previous: &CeleryBrokerStatus, facts: &Facts, now: Timestamp) -> 
         (ConditionType::Ready, Some(ready)),
         (ConditionType::Accepted, facts.accepted.clone()),
         (ConditionType::ReferencesResolved, facts.references.clone()),
-        (ConditionType::MonitorAvailable, facts.observation.as_ref().map(|seen| seen.verdict.clone())),
-        (ConditionType::BrokerReachable, keep_words(previous, ConditionType::BrokerReachable, broker)),
-        (ConditionType::StoreReachable, keep_words(previous, ConditionType::StoreReachable, store)),
+        (
+            ConditionType::MonitorAvailable,
+            facts.observation.as_ref().map(|seen| seen.verdict.clone()),
+        ),
+        (
+            ConditionType::BrokerReachable,
+            keep_words(previous, ConditionType::BrokerReachable, broker),
+        ),
+        (
+            ConditionType::StoreReachable,
+            keep_words(previous, ConditionType::StoreReachable, store),
+        ),
         (ConditionType::StoreIsolated, role),
         (ConditionType::Paused, Some(paused)),
         (ConditionType::Stalled, Some(stalled)),
@@ -329,7 +376,10 @@ fn condition(
 
 /// Tells whether a status, as the API server has it, says the same as the computed part.
 pub fn says_the_same(live: &CeleryBrokerStatus, computed: &CeleryBrokerStatus) -> bool {
-    let covered = computed.conditions.iter().all(|condition| live.conditions.contains(condition));
+    let covered = computed
+        .conditions
+        .iter()
+        .all(|condition| live.conditions.contains(condition));
     let ours = |condition: &&Condition| condition.type_.parse::<ConditionType>().is_ok();
     covered
         && live.conditions.iter().filter(ours).count() == computed.conditions.len()
@@ -362,12 +412,19 @@ pub fn transitions(before: &CeleryBrokerStatus, after: &CeleryBrokerStatus) -> V
         let Some(now) = after.condition(type_) else { continue };
         let was = before.condition(type_);
         let same = was.is_some_and(|was| was.reason == now.reason && was.status == now.status);
-        let Ok(reason) = now.reason.parse::<Reason>() else { continue };
+        let Ok(reason) = now.reason.parse::<Reason>() else {
+            continue;
+        };
         if same || is_no_news(was.is_none(), reason) {
             continue;
         }
         let good = now.status == "True" || matches!(reason, Reason::ScaledToZero | Reason::NotPaused);
-        found.push(Transition { type_, reason: now.reason.clone(), message: now.message.clone(), good });
+        found.push(Transition {
+            type_,
+            reason: now.reason.clone(),
+            message: now.message.clone(),
+            good,
+        });
     }
     found
 }
@@ -375,9 +432,16 @@ pub fn transitions(before: &CeleryBrokerStatus, after: &CeleryBrokerStatus) -> V
 fn is_no_news(first: bool, reason: Reason) -> bool {
     let on_the_way = matches!(
         reason,
-        Reason::Progressing | Reason::NotReportedYet | Reason::Connecting | Reason::RollingOut | Reason::WorkloadNotReady
+        Reason::Progressing
+            | Reason::NotReportedYet
+            | Reason::Connecting
+            | Reason::RollingOut
+            | Reason::WorkloadNotReady
     );
-    let as_usual = matches!(reason, Reason::Valid | Reason::AllFound | Reason::OwnRole | Reason::NotPaused);
+    let as_usual = matches!(
+        reason,
+        Reason::Valid | Reason::AllFound | Reason::OwnRole | Reason::NotPaused
+    );
     on_the_way || (first && as_usual)
 }
 

@@ -32,46 +32,72 @@ pub(super) async fn run(
     let namespace = &validated.identity.namespace;
     let namespace_uid = namespace_uid(context, &validated).await?;
     let existing = existing(context, &validated, live).await?;
-    let grant = grant(context, &validated, &namespace_uid, existing.as_ref()).await.map_err(Error::Grant)?;
+    let grant = grant(context, &validated, &namespace_uid, existing.as_ref())
+        .await
+        .map_err(Error::Grant)?;
     facts.role = grant.mode;
     facts.key = Some(grant.key.0);
     let prepared = build::build(broker, &validated, &grant, &context.settings).map_err(Error::Build)?;
-    let (applied, deeds) = apply::apply(context, &validated, prepared).await.map_err(Error::Apply)?;
+    let (applied, deeds) = Box::pin(apply::apply(context, &validated, prepared))
+        .await
+        .map_err(Error::Apply)?;
     if deeds.recreated {
         let note = "the StatefulSet was made again for a change it does not take; its pod went on".to_owned();
-        context.events.tell(&live.reference(), Fact::StatefulSetRecreated, note).await;
+        context
+            .events
+            .tell(&live.reference(), Fact::StatefulSetRecreated, note)
+            .await;
     }
-    let pod = apply::pod(context, namespace, &validated.child).await.map_err(Error::Apply)?;
-    apply::sync_pod(context, pod.as_ref(), &applied.config_hash).await.map_err(Error::Apply)?;
-    let seen = observe(Some(&applied.stateful_set), pod.as_ref(), applied.waits_for_turn, Timestamp::now());
+    let pod = apply::pod(context, namespace, &validated.child)
+        .await
+        .map_err(Error::Apply)?;
+    apply::sync_pod(context, pod.as_ref(), &applied.config_hash)
+        .await
+        .map_err(Error::Apply)?;
+    let seen = observe(
+        Some(&applied.stateful_set),
+        pod.as_ref(),
+        applied.waits_for_turn,
+        Timestamp::now(),
+    );
     let next = turn(context, &validated.uid, &seen, applied.waits_for_turn);
     facts.observation = Some(seen);
     Ok(next)
 }
 
 /// Steps 1 and 2: what the spec says and refers to, and whether it may be followed.
-async fn accept(
-    context: &Context,
-    live: &Live,
-    broker: &CeleryBroker,
-    facts: &mut Facts,
-) -> Result<Validated, Error> {
+async fn accept(context: &Context, live: &Live, broker: &CeleryBroker, facts: &mut Facts) -> Result<Validated, Error> {
     let namespace = live.metadata.namespace.clone().unwrap_or_default();
     let name = live.metadata.name.clone().unwrap_or_default();
-    context.secrets.set(&namespace, &name, dereference::secret_names(&broker.spec));
+    context
+        .secrets
+        .set(&namespace, &name, dereference::secret_names(&broker.spec));
     let found = dereference::dereference(&context.client, &namespace, &broker.spec).await;
-    let found = found.map_err(Error::Dereference).inspect_err(|_| no_claim(context, live))?;
-    facts.references = Some(Verdict::new(Status::True, Reason::AllFound, "every Secret and key is there"));
+    let found = found
+        .map_err(Error::Dereference)
+        .inspect_err(|_| no_claim(context, live))?;
+    facts.references = Some(Verdict::new(
+        Status::True,
+        Reason::AllFound,
+        "every Secret and key is there",
+    ));
     let validated = validated(broker, &found, facts).inspect_err(|_| no_claim(context, live))?;
     let own = Claim {
-        created: live.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
+        created: live
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0.to_string())
+            .unwrap_or_default(),
         uid: validated.uid.clone(),
         name,
     };
     let others = neighbours::claims(context, &validated, &own).await;
     if let Err(refused) = validate::refuse_duplicate(&own, &validated, &others) {
         if !facts.paused {
-            apply::withdraw(context, &namespace, &own.name, &own.uid).await.map_err(Error::Apply)?;
+            apply::withdraw(context, &namespace, &own.name, &own.uid)
+                .await
+                .map_err(Error::Apply)?;
         }
         return Err(Error::Validate(refused));
     }
@@ -88,7 +114,9 @@ fn validated(broker: &CeleryBroker, found: &Dereferenced, facts: &mut Facts) -> 
 
 /// An object whose URL cannot be read stands for no broker.
 fn no_claim(context: &Context, live: &Live) {
-    let before = context.memory.with(live.uid(), |remembered| remembered.watches.replace(String::new()));
+    let before = context
+        .memory
+        .with(live.uid(), |remembered| remembered.watches.replace(String::new()));
     let namespace = live.metadata.namespace.clone().unwrap_or_default();
     for watches in before.iter().filter(|watches| !watches.is_empty()) {
         for (_, other) in context.memory.same_broker(&namespace, live.uid(), watches) {
@@ -99,13 +127,17 @@ fn no_claim(context: &Context, live: &Live) {
 
 /// A namespace keeps its uid for as long as the object in it lives.
 async fn namespace_uid(context: &Context, validated: &Validated) -> Result<String, Error> {
-    let known = context.memory.with(&validated.uid, |remembered| remembered.namespace_uid.clone());
+    let known = context
+        .memory
+        .with(&validated.uid, |remembered| remembered.namespace_uid.clone());
     if let Some(uid) = known {
         return Ok(uid);
     }
     let uid = dereference::namespace_uid(&context.client, &validated.identity.namespace).await;
     let uid = uid.map_err(Error::Dereference)?;
-    context.memory.with(&validated.uid, |remembered| remembered.namespace_uid = Some(uid.clone()));
+    context.memory.with(&validated.uid, |remembered| {
+        remembered.namespace_uid = Some(uid.clone());
+    });
     Ok(uid)
 }
 
@@ -113,10 +145,19 @@ async fn namespace_uid(context: &Context, validated: &Validated) -> Result<Strin
 async fn existing(context: &Context, validated: &Validated, live: &Live) -> Result<Option<Existing>, Error> {
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &validated.identity.namespace);
     let secret = call("read the monitor's Secret", api.get_opt(&validated.child)).await;
-    let data = secret.map_err(Error::Read)?.and_then(|secret| secret.data).unwrap_or_default();
+    let data = secret
+        .map_err(Error::Read)?
+        .and_then(|secret| secret.data)
+        .unwrap_or_default();
     let text = |key: &str| data.get(key).map(|value| SecretText::new(value.0.clone()));
-    let Some(url) = text(file::STORE_URL) else { return Ok(None) };
-    Ok(Some(Existing { url, ca: text(file::STORE_CA), key: live.status.store_key }))
+    let Some(url) = text(file::STORE_URL) else {
+        return Ok(None);
+    };
+    Ok(Some(Existing {
+        url,
+        ca: text(file::STORE_CA),
+        key: live.status.store_key,
+    }))
 }
 
 /// Keeps the books of the rollout slots, and says when to look again.
@@ -129,9 +170,10 @@ fn turn(context: &Context, uid: &str, seen: &Observation, waits: bool) -> Next {
     } else {
         context.rollouts.release(uid);
     }
-    match seen.verdict.reason {
-        Reason::RolledOut | Reason::ScaledToZero => Next::Settled,
-        _ => Next::Progress,
+    if matches!(seen.verdict.reason, Reason::RolledOut | Reason::ScaledToZero) {
+        Next::Settled
+    } else {
+        Next::Progress
     }
 }
 

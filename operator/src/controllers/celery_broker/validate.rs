@@ -39,7 +39,9 @@ pub enum Error {
         key: String,
     },
     /// TLS settings for a plain connection.
-    #[error("failed to accept spec.connection.tls: the URL's scheme is {scheme}, which is not encrypted; use {instead}")]
+    #[error(
+        "failed to accept spec.connection.tls: the URL's scheme is {scheme}, which is not encrypted; use {instead}"
+    )]
     TlsOfPlainUrl {
         /// The URL's scheme.
         scheme: String,
@@ -134,7 +136,10 @@ pub fn validate(broker: &CeleryBroker, found: &Dereferenced) -> Result<Validated
             Transport::RabbitMQ => "amqps",
             Transport::Redis => "rediss",
         };
-        return Err(Error::TlsOfPlainUrl { scheme: url.scheme().to_owned(), instead });
+        return Err(Error::TlsOfPlainUrl {
+            scheme: url.scheme().to_owned(),
+            instead,
+        });
     }
     let celery = celery(broker);
     Ok(Validated {
@@ -153,7 +158,9 @@ pub fn validate(broker: &CeleryBroker, found: &Dereferenced) -> Result<Validated
             include: spec.queues.include.clone(),
             sample_interval_seconds: spec.queues.sample_interval.seconds(),
         },
-        workers: contract::Workers { offline_after_seconds: spec.workers.offline_after.seconds() },
+        workers: contract::Workers {
+            offline_after_seconds: spec.workers.offline_after.seconds(),
+        },
         payloads: payloads(broker),
         retention: contract::Retention {
             succeeded_days: spec.retention.succeeded.days(),
@@ -181,9 +188,15 @@ fn broker_url(broker: &CeleryBroker, found: &Dereferenced) -> Result<(SecretText
     let (Some(reference), Some(value)) = (&connection.url_secret_ref, found.value(file::BROKER_URL)) else {
         return Err(Error::NoUrl);
     };
-    let in_secret =
-        |source| Error::SecretUrl { secret: reference.name.clone(), key: reference.key.clone(), source };
-    let text = value.expose_str().ok_or_else(|| in_secret(BrokerUrlError::BadEncoding))?.trim();
+    let in_secret = |source| Error::SecretUrl {
+        secret: reference.name.clone(),
+        key: reference.key.clone(),
+        source,
+    };
+    let text = value
+        .expose_str()
+        .ok_or_else(|| in_secret(BrokerUrlError::BadEncoding))?
+        .trim();
     let url = BrokerUrl::parse(text).map_err(|source| classified(source, in_secret))?;
     Ok((SecretText::new(text), url))
 }
@@ -220,9 +233,15 @@ fn certificates(broker: &CeleryBroker, found: &Dereferenced) -> Result<Vec<(&'st
             _ => continue,
         };
         let Some(value) = found.value(need.file) else { continue };
-        let is_pem = value.expose_str().is_some_and(|text| text.contains("-----BEGIN") && text.contains(marker));
+        let is_pem = value
+            .expose_str()
+            .is_some_and(|text| text.contains("-----BEGIN") && text.contains(marker));
         if !is_pem {
-            return Err(Error::NotPem { what, secret: need.secret, key: need.key });
+            return Err(Error::NotPem {
+                what,
+                secret: need.secret,
+                key: need.key,
+            });
         }
         files.push((need.file, value.clone()));
     }
@@ -309,7 +328,10 @@ pub struct Claim {
 pub fn refuse_duplicate(own: &Claim, validated: &Validated, others: &[Claim]) -> Result<()> {
     match others.iter().filter(|other| *other < own).min() {
         None => Ok(()),
-        Some(older) => Err(Error::Duplicate { endpoint: validated.endpoint.clone(), older: older.name.clone() }),
+        Some(older) => Err(Error::Duplicate {
+            endpoint: validated.endpoint.clone(),
+            older: older.name.clone(),
+        }),
     }
 }
 

@@ -28,16 +28,17 @@ const BIN: &str = "KANCHI_LAB_BIN";
 /// Users with a token each, so that the audit log tells operators apart.
 const USERS: usize = 64;
 
-const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{ level: Metadata }]\n";
+const AUDIT_POLICY: &str =
+    "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{ level: Metadata }]\n";
 
 /// A control plane and a Postgres; both end when the last test lets go of them.
-pub struct Cluster {
+pub(crate) struct Cluster {
     directory: TempDir,
     port: u16,
     next_user: AtomicUsize,
-    pub postgres: Postgres,
+    pub(crate) postgres: Postgres,
     // Stopped in this order: the servers before etcd.
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
 }
 
 struct Process(Child);
@@ -51,21 +52,21 @@ impl Drop for Process {
 
 /// A write that the audit log has seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
-    pub user: String,
-    pub verb: String,
-    pub resource: String,
-    pub namespace: String,
-    pub name: String,
-    pub code: u64,
-    pub at: String,
+pub(crate) struct Write {
+    pub(crate) user: String,
+    pub(crate) verb: String,
+    pub(crate) resource: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) code: u64,
+    pub(crate) at: String,
 }
 
 static SHARED: Mutex<Weak<Cluster>> = Mutex::const_new(Weak::new());
 
 impl Cluster {
     /// Returns the cluster that running tests share; starts one when there is none.
-    pub async fn shared() -> Arc<Self> {
+    pub(crate) async fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().await;
         if let Some(running) = shared.upgrade() {
             return running;
@@ -78,10 +79,14 @@ impl Cluster {
 
     fn start() -> Self {
         let bin = binaries();
-        let directory = tempfile::Builder::new().prefix("kanchi-operator-").tempdir().expect("a temporary folder");
+        let directory = tempfile::Builder::new()
+            .prefix("kanchi-operator-")
+            .tempdir()
+            .expect("a temporary folder");
         let path = |name: &str| directory.path().join(name);
-        let tokens: String = (0..USERS).map(|user| format!("token-{user},op-{user},op-{user}\n")).collect();
-        fs::write(path("tokens.csv"), format!("token-admin,admin,admin,system:masters\n{tokens}")).unwrap();
+        let mut tokens = vec!["token-admin,admin,admin,system:masters".to_owned()];
+        tokens.extend((0..USERS).map(|user| format!("token-{user},op-{user},op-{user}")));
+        fs::write(path("tokens.csv"), tokens.join("\n")).unwrap();
         fs::write(path("audit.yaml"), AUDIT_POLICY).unwrap();
         let key = Command::new("openssl")
             .args(["genrsa", "-out"])
@@ -89,7 +94,10 @@ impl Cluster {
             .arg("2048")
             .stderr(Stdio::null())
             .status();
-        assert!(key.is_ok_and(|status| status.success()), "openssl is needed to make a key: apt-get install openssl");
+        assert!(
+            key.is_ok_and(|status| status.success()),
+            "openssl is needed to make a key: apt-get install openssl"
+        );
         let [client, peer, port] = [free_port(), free_port(), free_port()];
         let mut processes = Vec::new();
         let etcd = format!("http://127.0.0.1:{client}");
@@ -105,32 +113,38 @@ impl Cluster {
             processes.insert(0, Process(child));
         };
         let file = |name: &str| path(name).display().to_string();
-        run("etcd", vec![
-            format!("--data-dir={}", file("etcd")),
-            format!("--listen-client-urls={etcd}"),
-            format!("--advertise-client-urls={etcd}"),
-            format!("--listen-peer-urls={peers}"),
-            format!("--initial-advertise-peer-urls={peers}"),
-            format!("--initial-cluster=default={peers}"),
-            "--unsafe-no-fsync".to_owned(),
-        ]);
-        run("kube-apiserver", vec![
-            format!("--etcd-servers={etcd}"),
-            format!("--cert-dir={}", file("certificates")),
-            format!("--secure-port={port}"),
-            "--bind-address=127.0.0.1".to_owned(),
-            "--advertise-address=127.0.0.1".to_owned(),
-            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
-            format!("--token-auth-file={}", file("tokens.csv")),
-            "--authorization-mode=RBAC".to_owned(),
-            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-account-signing-key-file={}", file("sa.key")),
-            format!("--service-account-key-file={}", file("sa.key")),
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
-            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
-            format!("--audit-policy-file={}", file("audit.yaml")),
-            format!("--audit-log-path={}", file("audit.log")),
-        ]);
+        run(
+            "etcd",
+            vec![
+                format!("--data-dir={}", file("etcd")),
+                format!("--listen-client-urls={etcd}"),
+                format!("--advertise-client-urls={etcd}"),
+                format!("--listen-peer-urls={peers}"),
+                format!("--initial-advertise-peer-urls={peers}"),
+                format!("--initial-cluster=default={peers}"),
+                "--unsafe-no-fsync".to_owned(),
+            ],
+        );
+        run(
+            "kube-apiserver",
+            vec![
+                format!("--etcd-servers={etcd}"),
+                format!("--cert-dir={}", file("certificates")),
+                format!("--secure-port={port}"),
+                "--bind-address=127.0.0.1".to_owned(),
+                "--advertise-address=127.0.0.1".to_owned(),
+                "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+                format!("--token-auth-file={}", file("tokens.csv")),
+                "--authorization-mode=RBAC".to_owned(),
+                "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+                format!("--service-account-signing-key-file={}", file("sa.key")),
+                format!("--service-account-key-file={}", file("sa.key")),
+                "--disable-admission-plugins=ServiceAccount".to_owned(),
+                "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
+                format!("--audit-policy-file={}", file("audit.yaml")),
+                format!("--audit-log-path={}", file("audit.log")),
+            ],
+        );
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters: [{{ name: x, cluster: {{ server: 'https://127.0.0.1:{port}', \
              insecure-skip-tls-verify: true }} }}]\nusers: [{{ name: x, user: {{ token: token-admin }} }}]\n\
@@ -138,8 +152,13 @@ impl Cluster {
         );
         fs::write(path("kubeconfig"), kubeconfig).unwrap();
         let postgres = Postgres::start_new().expect("a Postgres");
-        let mut cluster =
-            Self { directory, port, next_user: AtomicUsize::new(0), postgres, _processes: processes };
+        let mut cluster = Self {
+            directory,
+            port,
+            next_user: AtomicUsize::new(0),
+            postgres,
+            processes,
+        };
         cluster.wait_until_it_answers();
         let kubeconfig = cluster.directory.path().join("kubeconfig").display().to_string();
         let log = File::create(cluster.directory.path().join("controller-manager.log")).unwrap();
@@ -154,7 +173,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .expect("kube-controller-manager starts");
-        cluster._processes.insert(0, Process(controllers));
+        cluster.processes.insert(0, Process(controllers));
         cluster
     }
 
@@ -173,7 +192,10 @@ impl Cluster {
         }
         let log = fs::read_to_string(self.directory.path().join("kube-apiserver.log")).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(20).collect();
-        panic!("the API server is not ready within 90 s; its last lines, newest first:\n{}", tail.join("\n"));
+        panic!(
+            "the API server is not ready within 90 s; its last lines, newest first:\n{}",
+            tail.join("\n")
+        );
     }
 
     /// Installs the definitions.
@@ -186,22 +208,28 @@ impl Cluster {
             eventually("the definition is accepted", Duration::from_secs(30), || {
                 let (api, crd, name, parameters) = (api.clone(), crd.clone(), name.clone(), parameters.clone());
                 async move {
-                    api.patch(&name, &parameters, &Patch::Apply(&crd)).await.map(drop).map_err(|error| error.to_string())
+                    api.patch(&name, &parameters, &Patch::Apply(&crd))
+                        .await
+                        .map(drop)
+                        .map_err(|error| error.to_string())
                 }
             })
             .await;
             let established = await_condition(api.clone(), &name, conditions::is_crd_established());
-            tokio::time::timeout(Duration::from_secs(30), established).await.expect("established in time").unwrap();
+            tokio::time::timeout(Duration::from_secs(30), established)
+                .await
+                .expect("established in time")
+                .unwrap();
         }
     }
 
     /// Returns a client that may do everything.
-    pub fn admin(&self) -> Client {
+    pub(crate) fn admin(&self) -> Client {
         Client::try_from(self.config("token-admin")).unwrap()
     }
 
     /// Returns the configuration and the name of a user that may do nothing yet.
-    pub fn new_user(&self) -> (Config, String) {
+    pub(crate) fn new_user(&self) -> (Config, String) {
         let user = self.next_user.fetch_add(1, Ordering::Relaxed);
         assert!(user < USERS, "more users than tokens");
         (self.config(&format!("token-{user}")), format!("op-{user}"))
@@ -210,19 +238,34 @@ impl Cluster {
     fn config(&self, token: &str) -> Config {
         let mut config = Config::new(format!("https://127.0.0.1:{}", self.port).parse().unwrap());
         config.accept_invalid_certs = true;
-        config.auth_info = AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() };
+        config.auth_info = AuthInfo {
+            token: Some(token.to_owned().into()),
+            ..AuthInfo::default()
+        };
         config
     }
 
     /// Returns the writes of a user since a time in RFC 3339.
-    pub fn writes(&self, user: &str, since: &str) -> Vec<Write> {
+    pub(crate) fn writes(&self, user: &str, since: &str) -> Vec<Write> {
         let log = File::open(self.directory.path().join("audit.log")).expect("an audit log");
         let mut writes = Vec::new();
         for line in BufReader::new(log).lines() {
-            let Ok(event) = serde_json::from_str::<serde_json::Value>(&line.unwrap()) else { continue };
-            let text = |pointer: &str| event.pointer(pointer).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+            let Ok(event) = serde_json::from_str::<serde_json::Value>(&line.unwrap()) else {
+                continue;
+            };
+            let text = |pointer: &str| {
+                event
+                    .pointer(pointer)
+                    .and_then(|text| text.as_str())
+                    .unwrap_or_default()
+                    .to_owned()
+            };
             let verb = text("/verb");
             if text("/user/username") != user || !matches!(verb.as_str(), "create" | "update" | "patch" | "delete") {
+                continue;
+            }
+            // A question that is asked by a POST.
+            if text("/objectRef/resource") == "selfsubjectaccessreviews" {
                 continue;
             }
             let at = text("/requestReceivedTimestamp");
@@ -239,7 +282,10 @@ impl Cluster {
                 resource,
                 namespace: text("/objectRef/namespace"),
                 name: text("/objectRef/name"),
-                code: event.pointer("/responseStatus/code").and_then(serde_json::Value::as_u64).unwrap_or(0),
+                code: event
+                    .pointer("/responseStatus/code")
+                    .and_then(serde_json::Value::as_u64)
+                    .unwrap_or(0),
                 at,
             });
         }
@@ -247,7 +293,7 @@ impl Cluster {
     }
 
     /// Returns the whole audit log, to search it.
-    pub fn audit_log(&self) -> String {
+    pub(crate) fn audit_log(&self) -> String {
         fs::read_to_string(self.directory.path().join("audit.log")).unwrap_or_default()
     }
 }
@@ -259,13 +305,24 @@ fn binaries() -> PathBuf {
     let has_all = |folder: &PathBuf| BINARIES.iter().all(|name| folder.join(name).is_file());
     if let Some(named) = std::env::var_os(BIN) {
         let named = PathBuf::from(named);
-        assert!(has_all(&named), "{BIN} names {}, which lacks one of {}", named.display(), BINARIES.join(", "));
+        assert!(
+            has_all(&named),
+            "{BIN} names {}, which lacks one of {}",
+            named.display(),
+            BINARIES.join(", ")
+        );
         return named;
     }
-    let cache = std::env::var_os("KANCHI_CACHE")
-        .map_or_else(|| Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache/kanchi"), PathBuf::from);
+    let cache = std::env::var_os("KANCHI_CACHE").map_or_else(
+        || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache/kanchi"),
+        PathBuf::from,
+    );
     let components = cache.join("lab/components");
-    let entries = fs::read_dir(&components).into_iter().flatten().flatten().map(|entry| entry.path());
+    let entries = fs::read_dir(&components)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let mut found: Vec<PathBuf> = entries.filter(has_all).collect();
     found.sort();
     found.pop().unwrap_or_else(|| {
@@ -279,5 +336,8 @@ fn binaries() -> PathBuf {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
 }

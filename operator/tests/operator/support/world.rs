@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kanchi_crds::{CeleryBroker, ConditionType};
 use kanchi_store::{Heartbeat, RetentionPolicy, StoreReporter, StoreUrl};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -18,15 +18,15 @@ use super::cluster::Cluster;
 use super::eventually;
 
 /// How long anything may take here: two cores may be shared by much.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// A namespace and a database.
-pub struct World {
-    pub cluster: Arc<Cluster>,
-    pub client: Client,
-    pub namespace: String,
+pub(crate) struct World {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
     files: TempDir,
     kubelet: tokio::task::JoinHandle<()>,
 }
@@ -39,29 +39,39 @@ impl Drop for World {
 
 impl World {
     /// Makes a namespace and a database for a test.
-    pub async fn new(test: &str) -> Self {
+    pub(crate) async fn new(test: &str) -> Self {
         let cluster = Cluster::shared().await;
         let client = cluster.admin();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("{test}-{number}");
         let object = serde_json::from_value(json!({ "metadata": { "name": namespace } })).unwrap();
-        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await.expect("a namespace");
-        let url = cluster.postgres.create_installation(&format!("db_{}_{number}", test.replace('-', "_"))).expect("a database");
+        Api::<Namespace>::all(client.clone())
+            .create(&PostParams::default(), &object)
+            .await
+            .expect("a namespace");
+        let url = cluster
+            .postgres
+            .create_installation(&format!("db_{}_{number}", test.replace('-', "_")))
+            .expect("a database");
         let files = tempfile::tempdir().unwrap();
         std::fs::write(files.path().join("url"), url).unwrap();
         let kubelet = tokio::spawn(kubelet(client.clone(), namespace.clone()));
-        Self { cluster, client, namespace, files, kubelet }
+        Self {
+            cluster,
+            client,
+            namespace,
+            files,
+            kubelet,
+        }
     }
 
-    pub fn store_url_file(&self) -> PathBuf {
+    pub(crate) fn store_url_file(&self) -> PathBuf {
         self.files.path().join("url")
     }
 
     /// Gives a user the rights that the operator documents, by Roles only.
-    pub async fn grant(&self, user: &str) {
-        let rule = |group: &str, resources: &[&str], verbs: &[&str]| {
-            json!({ "apiGroups": [group], "resources": resources, "verbs": verbs })
-        };
+    pub(crate) async fn grant(&self, user: &str) {
+        let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": verbs });
         let read = ["get", "list", "watch"];
         let and = |more: &[&'static str]| [&read[..], more].concat();
         let rules = json!([
@@ -77,18 +87,48 @@ impl World {
             rule("events.k8s.io", &["events"], &["create", "patch"]),
             rule("coordination.k8s.io", &["leases"], &["create", "get", "update"]),
         ]);
-        let role: Role = serde_json::from_value(json!({ "metadata": { "name": user }, "rules": rules })).unwrap();
+        let granted: Role = serde_json::from_value(json!({ "metadata": { "name": user }, "rules": rules })).unwrap();
         let binding: RoleBinding = serde_json::from_value(json!({
             "metadata": { "name": user },
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user },
             "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user }]
         }))
         .unwrap();
-        self.api::<Role>().create(&PostParams::default(), &role).await.unwrap();
-        self.api::<RoleBinding>().create(&PostParams::default(), &binding).await.unwrap();
+        self.api::<Role>()
+            .create(&PostParams::default(), &granted)
+            .await
+            .unwrap();
+        self.api::<RoleBinding>()
+            .create(&PostParams::default(), &binding)
+            .await
+            .unwrap();
     }
 
-    pub fn api<K>(&self) -> Api<K>
+    /// Gives a user those rights that it must not lose with a namespace, as the chart's ClusterRole does.
+    pub(crate) async fn grant_everywhere(&self, user: &str) {
+        let role: ClusterRole = serde_json::from_value(json!({
+            "metadata": { "name": user },
+            "rules": [{ "apiGroups": ["kanchi.io"], "resources": ["celerybrokers", "celerybrokers/status"], "verbs": ["get", "patch"] },
+                { "apiGroups": ["apps"], "resources": ["statefulsets"], "verbs": ["get", "delete"] }]
+        }))
+        .unwrap();
+        let binding: ClusterRoleBinding = serde_json::from_value(json!({
+            "metadata": { "name": user },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user }]
+        }))
+        .unwrap();
+        Api::<ClusterRole>::all(self.client.clone())
+            .create(&PostParams::default(), &role)
+            .await
+            .unwrap();
+        Api::<ClusterRoleBinding>::all(self.client.clone())
+            .create(&PostParams::default(), &binding)
+            .await
+            .unwrap();
+    }
+
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
     {
@@ -96,40 +136,55 @@ impl World {
     }
 
     /// Applies a CeleryBroker.
-    pub async fn apply(&self, name: &str, spec: Value) -> CeleryBroker {
+    pub(crate) async fn apply(&self, name: &str, spec: Value) -> CeleryBroker {
         let body = json!({
             "apiVersion": "kanchi.io/v1alpha1", "kind": "CeleryBroker", "metadata": { "name": name }, "spec": spec
         });
         let parameters = PatchParams::apply("user").force();
-        self.api::<CeleryBroker>().patch(name, &parameters, &Patch::Apply(&body)).await.expect("accepted")
+        self.api::<CeleryBroker>()
+            .patch(name, &parameters, &Patch::Apply(&body))
+            .await
+            .expect("accepted")
     }
 
-    pub async fn secret(&self, name: &str, data: Value) {
+    pub(crate) async fn secret(&self, name: &str, data: Value) {
         let body = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "stringData": data });
         let parameters = PatchParams::apply("user").force();
-        self.api::<Secret>().patch(name, &parameters, &Patch::Apply(&body)).await.expect("a Secret");
+        self.api::<Secret>()
+            .patch(name, &parameters, &Patch::Apply(&body))
+            .await
+            .expect("a Secret");
     }
 
-    pub async fn delete<K>(&self, name: &str)
+    pub(crate) async fn delete<K>(&self, name: &str)
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
             + serde::de::DeserializeOwned
             + std::fmt::Debug,
     {
-        self.api::<K>().delete(name, &DeleteParams::background()).await.expect("deleted");
+        self.api::<K>()
+            .delete(name, &DeleteParams::background())
+            .await
+            .expect("deleted");
     }
 
-    pub async fn broker(&self, name: &str) -> CeleryBroker {
+    pub(crate) async fn broker(&self, name: &str) -> CeleryBroker {
         self.api::<CeleryBroker>().get(name).await.expect("the CeleryBroker")
     }
 
     /// Waits for a condition to have a status and a reason; returns its message.
-    pub async fn condition(&self, name: &str, type_: ConditionType, status: &str, reason: &str) -> String {
+    pub(crate) async fn condition(&self, name: &str, type_: ConditionType, status: &str, reason: &str) -> String {
         eventually(&format!("{name}: {type_}={status}/{reason}"), PATIENCE, || async {
-            let broker = self.api::<CeleryBroker>().get(name).await.map_err(|error| error.to_string())?;
+            let broker = self
+                .api::<CeleryBroker>()
+                .get(name)
+                .await
+                .map_err(|error| error.to_string())?;
             let known = broker.status.unwrap_or_default();
-            let condition = known.condition(type_).ok_or_else(|| format!("{:#?}", known.conditions))?;
+            let condition = known
+                .condition(type_)
+                .ok_or_else(|| format!("{:#?}", known.conditions))?;
             if condition.status == status && condition.reason == reason {
                 Ok(condition.message.clone())
             } else {
@@ -140,7 +195,7 @@ impl World {
     }
 
     /// Waits for an object to be there, or to be as wanted.
-    pub async fn await_object<K>(&self, name: &str, is_wanted: impl Fn(&K) -> bool) -> K
+    pub(crate) async fn await_object<K>(&self, name: &str, is_wanted: impl Fn(&K) -> bool) -> K
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
@@ -156,7 +211,7 @@ impl World {
         .await
     }
 
-    pub async fn await_gone<K>(&self, name: &str)
+    pub(crate) async fn await_gone<K>(&self, name: &str)
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
@@ -173,21 +228,27 @@ impl World {
     }
 
     /// Returns a file of the Secret that a broker's monitor mounts.
-    pub async fn mounted(&self, broker: &str, file: &str) -> String {
-        let secret = self.api::<Secret>().get(&kanchi_operator::names::child(broker)).await.expect("the monitor's Secret");
+    pub(crate) async fn mounted(&self, broker: &str, file: &str) -> String {
+        let secret = self
+            .api::<Secret>()
+            .get(&kanchi_operator::names::child(broker))
+            .await
+            .expect("the monitor's Secret");
         let data = secret.data.unwrap_or_default();
         String::from_utf8(data.get(file).unwrap_or_else(|| panic!("no {file}")).0.clone()).unwrap()
     }
 
     /// Logs in to the store as a broker's monitor does.
-    pub async fn reporter(&self, broker: &str) -> StoreReporter {
+    pub(crate) async fn reporter(&self, broker: &str) -> StoreReporter {
         let url = StoreUrl::parse(&self.mounted(broker, "store-url").await).unwrap();
-        StoreReporter::connect(&url, RetentionPolicy::default()).await.expect("the monitor's role can log in")
+        StoreReporter::connect(&url, RetentionPolicy::default())
+            .await
+            .expect("the monitor's role can log in")
     }
 }
 
 /// Returns a heartbeat of a connected monitor.
-pub fn connected() -> Heartbeat {
+pub(crate) fn connected() -> Heartbeat {
     Heartbeat {
         instance: "test".into(),
         version: "1".into(),
@@ -204,16 +265,31 @@ pub fn connected() -> Heartbeat {
 async fn kubelet(client: Client, namespace: String) {
     let pods: Api<Pod> = Api::namespaced(client, &namespace);
     loop {
-        for pod in pods.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default() {
-            let started = pod.status.as_ref().is_some_and(|status| status.container_statuses.is_some());
+        for pod in pods
+            .list(&ListParams::default())
+            .await
+            .map(|list| list.items)
+            .unwrap_or_default()
+        {
+            let started = pod
+                .status
+                .as_ref()
+                .is_some_and(|status| status.container_statuses.is_some());
             if started || pod.metadata.deletion_timestamp.is_some() {
                 continue;
             }
-            let image = pod.spec.as_ref().map(|spec| spec.containers[0].image.clone()).unwrap_or_default().unwrap_or_default();
+            let image = pod
+                .spec
+                .as_ref()
+                .map(|spec| spec.containers[0].image.clone())
+                .unwrap_or_default()
+                .unwrap_or_default();
             let status = pod_status(&image);
             let patch = Patch::Merge(json!({ "status": status }));
             // The pod may be gone by now.
-            let _written = pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await;
+            let _written = pods
+                .patch_status(&pod.name_any(), &PatchParams::default(), &patch)
+                .await;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

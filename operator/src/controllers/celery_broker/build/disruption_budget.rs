@@ -16,5 +16,9 @@ pub(super) fn build(meta: &Meta<'_>) -> PodDisruptionBudget {
         }),
         ..PodDisruptionBudgetSpec::default()
     };
-    PodDisruptionBudget { metadata: meta.object(), spec: Some(spec), ..PodDisruptionBudget::default() }
+    PodDisruptionBudget {
+        metadata: meta.object(),
+        spec: Some(spec),
+        ..PodDisruptionBudget::default()
+    }
 }

@@ -35,5 +35,10 @@ pub(super) fn build(meta: &Meta<'_>, grant: &Grant) -> Result<Secret> {
     if let Some(ca) = &grant.ca {
         add(file::STORE_CA, ca);
     }
-    Ok(Secret { metadata: meta.object(), type_: Some("Opaque".to_owned()), data: Some(data), ..Secret::default() })
+    Ok(Secret {
+        metadata: meta.object(),
+        type_: Some("Opaque".to_owned()),
+        data: Some(data),
+        ..Secret::default()
+    })
 }

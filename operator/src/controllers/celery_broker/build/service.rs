@@ -25,5 +25,9 @@ pub(super) fn build(meta: &Meta<'_>) -> Service {
         }]),
         ..ServiceSpec::default()
     };
-    Service { metadata: meta.object(), spec: Some(spec), ..Service::default() }
+    Service {
+        metadata: meta.object(),
+        spec: Some(spec),
+        ..Service::default()
+    }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, LocalObjectReference, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume,
-    VolumeMount,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, LocalObjectReference,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
+    SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -38,13 +38,22 @@ pub(super) fn build(meta: &Meta<'_>, settings: &Settings) -> Result<StatefulSet>
         }),
         spec: Some(pod(meta, settings)),
     };
-    let template_hash = names::hash_of(&template).map_err(|source| Error::Hash { what: "the pod template", source })?;
+    let template_hash = names::hash_of(&template).map_err(|source| Error::Hash {
+        what: "the pod template",
+        source,
+    })?;
     let mut metadata = meta.object();
-    metadata.annotations.get_or_insert_default().insert(annotation::TEMPLATE.to_owned(), template_hash);
+    metadata
+        .annotations
+        .get_or_insert_default()
+        .insert(annotation::TEMPLATE.to_owned(), template_hash);
     let spec = StatefulSetSpec {
         replicas: Some(i32::from(validated.enabled)),
         service_name: Some(validated.child.clone()),
-        selector: LabelSelector { match_labels: Some(names::selector(&validated.child)), ..LabelSelector::default() },
+        selector: LabelSelector {
+            match_labels: Some(names::selector(&validated.child)),
+            ..LabelSelector::default()
+        },
         // A pod that never gets ready must not keep its successor from starting.
         pod_management_policy: Some("Parallel".to_owned()),
         update_strategy: Some(StatefulSetUpdateStrategy {
@@ -55,13 +64,19 @@ pub(super) fn build(meta: &Meta<'_>, settings: &Settings) -> Result<StatefulSet>
         template,
         ..StatefulSetSpec::default()
     };
-    Ok(StatefulSet { metadata, spec: Some(spec), ..StatefulSet::default() })
+    Ok(StatefulSet {
+        metadata,
+        spec: Some(spec),
+        ..StatefulSet::default()
+    })
 }
 
 fn pod(meta: &Meta<'_>, settings: &Settings) -> PodSpec {
     let pods = &meta.validated.pods;
     let pull_secrets = settings.monitor_image_pull_secrets.iter();
-    let pull_secrets: Vec<_> = pull_secrets.map(|name| LocalObjectReference { name: name.clone() }).collect();
+    let pull_secrets: Vec<_> = pull_secrets
+        .map(|name| LocalObjectReference { name: name.clone() })
+        .collect();
     PodSpec {
         containers: vec![container(meta, settings)],
         volumes: Some(vec![
@@ -77,7 +92,10 @@ fn pod(meta: &Meta<'_>, settings: &Settings) -> PodSpec {
             },
             Volume {
                 name: "spool".to_owned(),
-                empty_dir: Some(EmptyDirVolumeSource { size_limit: Some(spool_size()), medium: None }),
+                empty_dir: Some(EmptyDirVolumeSource {
+                    size_limit: Some(spool_size()),
+                    medium: None,
+                }),
                 ..Volume::default()
             },
         ]),
@@ -85,7 +103,10 @@ fn pod(meta: &Meta<'_>, settings: &Settings) -> PodSpec {
         enable_service_links: Some(false),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
             ..PodSecurityContext::default()
         }),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
@@ -99,8 +120,12 @@ fn pod(meta: &Meta<'_>, settings: &Settings) -> PodSpec {
 
 fn container(meta: &Meta<'_>, settings: &Settings) -> Container {
     let admin = format!("--admin-addr=0.0.0.0:{ADMIN_PORT}");
-    let args =
-        ["run".to_owned(), format!("--config-dir={CONFIG_DIR}"), format!("--spool-dir={SPOOL_DIR}"), admin];
+    let args = [
+        "run".to_owned(),
+        format!("--config-dir={CONFIG_DIR}"),
+        format!("--spool-dir={SPOOL_DIR}"),
+        admin,
+    ];
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
@@ -121,12 +146,18 @@ fn container(meta: &Meta<'_>, settings: &Settings) -> Container {
         resources: Some(resources(&meta.validated.pods.resources)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                add: None,
+            }),
             read_only_root_filesystem: Some(true),
             ..SecurityContext::default()
         }),
         // The whole directory, never a subPath: the kubelet updates directories only.
-        volume_mounts: Some(vec![mount("config", CONFIG_DIR, true), mount("spool", SPOOL_DIR, false)]),
+        volume_mounts: Some(vec![
+            mount("config", CONFIG_DIR, true),
+            mount("spool", SPOOL_DIR, false),
+        ]),
         liveness_probe: Some(probe(path::LIVE, 10, 3)),
         readiness_probe: Some(probe(path::READY, 2, 3)),
         startup_probe: Some(probe(path::LIVE, 1, 60)),
@@ -151,10 +182,15 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
 
 fn resources(own: &Resources) -> ResourceRequirements {
     let list = |entries: &[(&str, &str)]| -> BTreeMap<String, Quantity> {
-        entries.iter().map(|(name, quantity)| ((*name).to_owned(), Quantity((*quantity).to_owned()))).collect()
+        entries
+            .iter()
+            .map(|(name, quantity)| ((*name).to_owned(), Quantity((*quantity).to_owned())))
+            .collect()
     };
-    let defaults =
-        Resources { requests: list(&[("cpu", "50m"), ("memory", "64Mi")]), limits: list(&[("memory", "128Mi")]) };
+    let defaults = Resources {
+        requests: list(&[("cpu", "50m"), ("memory", "64Mi")]),
+        limits: list(&[("memory", "128Mi")]),
+    };
     own.or(&defaults)
 }
 

@@ -15,16 +15,24 @@ fn settings() -> Settings {
         monitor_image: "registry.example/kanchi-monitor:1.2.3".into(),
         monitor_image_pull_policy: "IfNotPresent".into(),
         monitor_image_pull_secrets: vec!["pull".into()],
-        resync: std::time::Duration::from_secs(300),
+        resync: std::time::Duration::from_mins(5),
     }
 }
 
 fn grant() -> Grant {
-    Grant::for_tests(BrokerKey(42), Some(RoleMode::Own), "postgres://kanchi_m_42:generated@db/kanchi", None)
+    Grant::for_tests(
+        BrokerKey(42),
+        Some(RoleMode::Own),
+        "postgres://kanchi_m_42:generated@db/kanchi",
+        None,
+    )
 }
 
 fn broker(name: &str) -> CeleryBroker {
-    let connection = Connection { url: Some("amqp://rabbit.shop.svc/orders".into()), ..Connection::default() };
+    let connection = Connection {
+        url: Some("amqp://rabbit.shop.svc/orders".into()),
+        ..Connection::default()
+    };
     let mut broker = CeleryBroker::new(name, CeleryBrokerSpec::new(connection));
     broker.metadata.namespace = Some("shop".into());
     broker.metadata.uid = Some("0b4c7a2e-0000-4000-8000-000000000001".into());
@@ -60,9 +68,23 @@ fn children_are_as_reviewed() {
 #[test]
 fn the_same_input_gives_the_same_bytes() {
     let bytes = |broker: &CeleryBroker| {
-        let Children { secret, service, network_policy, disruption_budget, stateful_set, config_hash, .. } =
-            children(broker);
-        let all = (&secret, &service, &network_policy, &disruption_budget, &stateful_set, config_hash);
+        let Children {
+            secret,
+            service,
+            network_policy,
+            disruption_budget,
+            stateful_set,
+            config_hash,
+            ..
+        } = children(broker);
+        let all = (
+            &secret,
+            &service,
+            &network_policy,
+            &disruption_budget,
+            &stateful_set,
+            config_hash,
+        );
         serde_json::to_string(&all).unwrap()
     };
     let mut one = broker("orders");
@@ -92,7 +114,10 @@ fn a_changed_secret_leaves_the_pod_template_alone() {
 fn settings_of_the_resource_reach_the_pod() {
     let mut broker = broker("orders");
     broker.spec.enabled = false;
-    broker.spec.monitor.tolerations = vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }];
+    broker.spec.monitor.tolerations = vec![Toleration {
+        operator: Some("Exists".into()),
+        ..Toleration::default()
+    }];
     broker.spec.monitor.resources.limits = BTreeMap::from([("memory".to_owned(), Quantity("256Mi".into()))]);
     let spec = children(&broker).stateful_set.spec.unwrap();
     assert_eq!(spec.replicas, Some(0));
@@ -109,10 +134,24 @@ fn no_credential_leaves_the_secret() {
     let validated = validate(&broker, &Dereferenced::default()).unwrap();
     let grant = Grant::for_tests(BrokerKey(1), None, "postgres://canary:canary@db/kanchi", Some("canary"));
     let built = build(&broker, &validated, &grant, &settings()).unwrap();
-    let Children { service, network_policy, disruption_budget, stateful_set, config_hash, .. } = &built;
-    let others = serde_json::to_string(&(service, network_policy, disruption_budget, stateful_set, config_hash)).unwrap();
+    let Children {
+        service,
+        network_policy,
+        disruption_budget,
+        stateful_set,
+        config_hash,
+        ..
+    } = &built;
+    let others =
+        serde_json::to_string(&(service, network_policy, disruption_budget, stateful_set, config_hash)).unwrap();
     assert!(!others.contains("canary"), "{others}");
-    assert_eq!(serde_json::to_string(&built.secret.metadata).unwrap().matches("canary").count(), 0);
+    assert_eq!(
+        serde_json::to_string(&built.secret.metadata)
+            .unwrap()
+            .matches("canary")
+            .count(),
+        0
+    );
 }
 
 #[test]
@@ -120,6 +159,17 @@ fn a_name_of_63_characters_gives_objects_the_api_server_accepts() {
     let children = children(&broker(&"x".repeat(63)));
     let name = children.stateful_set.metadata.name.unwrap();
     assert!(name.len() <= 52, "{name}");
-    assert_eq!(children.stateful_set.spec.unwrap().service_name.as_deref(), Some(name.as_str()));
-    assert!(children.service.metadata.labels.unwrap().values().all(|value| value.len() <= 63));
+    assert_eq!(
+        children.stateful_set.spec.unwrap().service_name.as_deref(),
+        Some(name.as_str())
+    );
+    assert!(
+        children
+            .service
+            .metadata
+            .labels
+            .unwrap()
+            .values()
+            .all(|value| value.len() <= 63)
+    );
 }

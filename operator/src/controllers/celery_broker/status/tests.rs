@@ -9,7 +9,11 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn observation(status: Status, reason: Reason) -> Observation {
-    Observation { verdict: Verdict::new(status, reason, "text"), rolling: false, image: Some("monitor:1".into()) }
+    Observation {
+        verdict: Verdict::new(status, reason, "text"),
+        rolling: false,
+        image: Some("monitor:1".into()),
+    }
 }
 
 fn healthy() -> Facts {
@@ -43,7 +47,12 @@ fn world(link: LinkState, heartbeat: Option<Heartbeat>, age: u64) -> World {
         gaps_last_day: 0,
         gaps_open: 0,
     };
-    World { link, reports: [(BrokerKey(7), report)].into(), hours: HashMap::new(), taken: Instant::now() }
+    World {
+        link,
+        reports: [(BrokerKey(7), report)].into(),
+        hours: HashMap::new(),
+        taken: Instant::now(),
+    }
 }
 
 fn heartbeat(connection: &str, reason: Option<&str>) -> Heartbeat {
@@ -72,17 +81,30 @@ fn the_first_pass_says_seen_and_nothing_more() {
 fn a_healthy_broker_is_ready_and_unknown_is_said_where_nothing_was_reported() {
     let status = compute(&CeleryBrokerStatus::default(), &healthy(), at(0));
     assert_eq!(says(&status, ConditionType::Ready), pair("True", "AsExpected"));
-    assert_eq!(says(&status, ConditionType::BrokerReachable), pair("Unknown", "Progressing"));
+    assert_eq!(
+        says(&status, ConditionType::BrokerReachable),
+        pair("Unknown", "Progressing")
+    );
     assert_eq!(says(&status, ConditionType::Stalled), pair("False", "NotStalled"));
-    assert_eq!((status.store_key, status.endpoint.as_deref()), (Some(7), Some("cache:6379/0")));
+    assert_eq!(
+        (status.store_key, status.endpoint.as_deref()),
+        (Some(7), Some("cache:6379/0"))
+    );
 }
 
 #[test]
 fn ready_follows_what_holds_it_up_and_never_the_world() {
     let mut facts = healthy();
-    facts.view = Some(seen(&world(LinkState::Up, Some(heartbeat("Disconnected", Some("ConnectionRefused"))), 1)));
+    facts.view = Some(seen(&world(
+        LinkState::Up,
+        Some(heartbeat("Disconnected", Some("ConnectionRefused"))),
+        1,
+    )));
     let status = compute(&CeleryBrokerStatus::default(), &facts, at(0));
-    assert_eq!(says(&status, ConditionType::BrokerReachable), pair("False", "ConnectionRefused"));
+    assert_eq!(
+        says(&status, ConditionType::BrokerReachable),
+        pair("False", "ConnectionRefused")
+    );
     assert_eq!(says(&status, ConditionType::Ready), pair("True", "AsExpected"));
 
     facts.references = Some(Verdict::no(Reason::SecretNotFound, "Secret shop/x"));
@@ -104,7 +126,11 @@ fn transition_times_move_with_the_status_only() {
     assert_eq!(time(&three, ConditionType::Accepted), at(0));
     crashing.observation = Some(observation(Status::False, Reason::ImagePullFailed));
     let four = compute(&three, &crashing, at(180));
-    assert_eq!(time(&four, ConditionType::Ready), at(120), "the reason changed, the status did not");
+    assert_eq!(
+        time(&four, ConditionType::Ready),
+        at(120),
+        "the reason changed, the status did not"
+    );
 }
 
 #[test]
@@ -134,7 +160,10 @@ fn paused_disabled_and_deleting_are_said() {
     facts.observation = Some(observation(Status::False, Reason::ScaledToZero));
     let status = compute(&CeleryBrokerStatus::default(), &facts, at(0));
     assert_eq!(says(&status, ConditionType::Ready), pair("True", "Disabled"));
-    assert_eq!(says(&status, ConditionType::MonitorAvailable), pair("False", "ScaledToZero"));
+    assert_eq!(
+        says(&status, ConditionType::MonitorAvailable),
+        pair("False", "ScaledToZero")
+    );
 
     facts.deleting = true;
     let status = compute(&CeleryBrokerStatus::default(), &facts, at(0));
@@ -161,21 +190,41 @@ fn reports_become_reachability() {
     let connected = world(LinkState::Up, Some(heartbeat("Connected", None)), 5);
     assert_eq!(
         check(&connected),
-        (Some((Status::True, Reason::Connected)), Some((Status::True, Reason::Writing)))
+        (
+            Some((Status::True, Reason::Connected)),
+            Some((Status::True, Reason::Writing))
+        )
     );
     let stale = world(LinkState::Up, Some(heartbeat("Connected", None)), 31);
     let unknown = Some((Status::Unknown, Reason::ReportStale));
     assert_eq!(check(&stale), (unknown, unknown));
     let never = Some((Status::Unknown, Reason::NotReportedYet));
     assert_eq!(check(&world(LinkState::Up, None, 0)), (never, never));
-    let down = LinkState::Down { kind: ErrorKind::ConnectionLimit, message: "full".into() };
-    assert_eq!(check(&world(down, None, 0)), (unknown, Some((Status::False, Reason::ConnectionLimit))));
+    let down = LinkState::Down {
+        kind: ErrorKind::ConnectionLimit,
+        message: "full".into(),
+    };
+    assert_eq!(
+        check(&world(down, None, 0)),
+        (unknown, Some((Status::False, Reason::ConnectionLimit)))
+    );
     assert_eq!(check(&world(LinkState::Connecting, None, 0)), (None, None));
-    for reason in ["ConnectionRefused", "AuthenticationFailed", "TlsFailed", "DnsFailed", "Timeout", "VhostNotFound"] {
+    for reason in [
+        "ConnectionRefused",
+        "AuthenticationFailed",
+        "TlsFailed",
+        "DnsFailed",
+        "Timeout",
+        "VhostNotFound",
+    ] {
         let failed = world(LinkState::Up, Some(heartbeat("Disconnected", Some(reason))), 1);
         assert_eq!(seen(&failed).broker.unwrap().reason.as_str(), reason);
     }
-    let odd = world(LinkState::Up, Some(heartbeat("Disconnected", Some("NewInALaterRelease"))), 1);
+    let odd = world(
+        LinkState::Up,
+        Some(heartbeat("Disconnected", Some("NewInALaterRelease"))),
+        1,
+    );
     assert_eq!(seen(&odd).broker.unwrap().reason, Reason::ConnectionLost);
 }
 
@@ -197,7 +246,10 @@ fn words_that_differ_between_attempts_write_nothing() {
 fn each_change_that_matters_is_told_once_and_the_usual_is_not() {
     let healthy = compute(&CeleryBrokerStatus::default(), &healthy(), at(0));
     let told = transitions(&CeleryBrokerStatus::default(), &healthy);
-    assert_eq!(told.iter().map(|told| told.reason.as_str()).collect::<Vec<_>>(), ["RolledOut"]);
+    assert_eq!(
+        told.iter().map(|told| told.reason.as_str()).collect::<Vec<_>>(),
+        ["RolledOut"]
+    );
     assert!(transitions(&healthy, &healthy).is_empty());
     let mut facts = Facts::new(3);
     facts.references = Some(Verdict::no(Reason::SecretNotFound, "Secret shop/x"));
