@@ -183,7 +183,7 @@ impl Celery {
             log,
             _folder: folder,
         };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while !ready.exists() {
             let ended = worker.child.try_wait().context("failed to ask for the worker")?;
             if ended.is_some() || Instant::now() > deadline {

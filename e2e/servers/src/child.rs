@@ -22,7 +22,7 @@ pub(crate) struct Group {
 /// Arguments: our process, the group, the folder.
 const GUARDIAN: &str = r#"
 while kill -0 "$1" 2>/dev/null; do sleep 0.5; done
-kill -KILL -- "-$2" 2>/dev/null
+kill -s KILL -- "-$2" 2>/dev/null
 rm -rf -- "$3"
 "#;
 

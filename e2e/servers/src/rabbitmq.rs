@@ -152,7 +152,7 @@ impl Rabbitmq {
         wait_until_answering(
             self.port,
             b"AMQP\x00\x00\x09\x01",
-            Duration::from_secs(120),
+            Duration::from_mins(2),
             &mut group,
             &log,
         )?;

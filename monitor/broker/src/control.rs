@@ -226,16 +226,14 @@ pub(crate) const MAX_REPLIES: usize = 10_000;
 
 /// Reads an answer's body: an object with the node's name as its only key.
 pub(crate) fn read_reply(content_type: Option<&str>, body: &[u8]) -> Vec<Reply> {
-    match content::decode(content_type, body) {
-        Some(Value::Object(nodes)) => nodes
-            .into_iter()
-            .map(|(worker, value)| Reply { worker, value })
-            .collect(),
-        Some(_) | None => {
-            tracing::debug!(content_type, "an answer to remote control could not be read");
-            Vec::new()
-        }
-    }
+    let Some(Value::Object(nodes)) = content::decode(content_type, body) else {
+        tracing::debug!(content_type, "an answer to remote control could not be read");
+        return Vec::new();
+    };
+    nodes
+        .into_iter()
+        .map(|(worker, value)| Reply { worker, value })
+        .collect()
 }
 
 #[cfg(test)]

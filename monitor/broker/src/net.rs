@@ -106,6 +106,10 @@ fn server(url: &BrokerUrl) -> String {
     format!("{}:{}", url.host(), url.port())
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the operating system has many ways to say that there is no route"
+)]
 async fn connect_tcp(url: &BrokerUrl) -> Result<TcpStream, ConnectError> {
     let addresses = tokio::net::lookup_host((url.host(), url.port()))
         .await

@@ -55,8 +55,8 @@ pub struct InFlight {
 }
 
 enum Sampler {
-    Amqp(AmqpSampler),
-    Redis(RedisSampler),
+    Amqp(Box<AmqpSampler>),
+    Redis(Box<RedisSampler>),
 }
 
 /// Samples queues on a connection of its own that is opened at need.
@@ -123,8 +123,8 @@ impl QueueSampler {
         let sampler = match self.open.take() {
             Some(sampler) => sampler,
             None => match self.spec.url.transport() {
-                Transport::Amqp => Sampler::Amqp(AmqpSampler::open(&self.spec).await?),
-                Transport::Redis => Sampler::Redis(RedisSampler::open(&self.spec).await?),
+                Transport::Amqp => Sampler::Amqp(Box::new(AmqpSampler::open(&self.spec).await?)),
+                Transport::Redis => Sampler::Redis(Box::new(RedisSampler::open(&self.spec).await?)),
             },
         };
         Ok(self.open.insert(sampler))

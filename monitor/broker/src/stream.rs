@@ -107,6 +107,10 @@ pub struct EventStream {
 }
 
 impl EventStream {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a token is a handle; whoever opens a stream hands one over"
+    )]
     /// Starts the stream's task. It ends when the token is cancelled or the stream is dropped.
     pub fn open(spec: BrokerConnectSpec, options: EventStreamOptions, shutdown: CancellationToken) -> Self {
         let handover = Arc::new(Handover::default());
@@ -249,13 +253,14 @@ impl StreamTask {
         }
         self.reported = Some(news);
         let message = error.map(|error| error.message.clone()).unwrap_or_default();
-        match error {
-            Some(error) => tracing::warn!(reason = error.reason.as_str(), "no connection to the broker: {message}"),
-            None => tracing::info!(
+        if let Some(error) = error {
+            tracing::warn!(reason = error.reason.as_str(), "no connection to the broker: {message}");
+        } else {
+            tracing::info!(
                 state = state.as_str(),
                 broker.version = broker_version,
                 "broker connection"
-            ),
+            );
         }
         let at = now();
         let report = ConnectionReport {

@@ -1,5 +1,13 @@
 //! The broker crate against real servers and a real Celery.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::similar_names,
+    reason = "a test fails by panicking, and a sampler yields samples"
+)]
+
 #[path = "brokers/celery.rs"]
 mod celery;
 #[path = "brokers/rabbitmq.rs"]

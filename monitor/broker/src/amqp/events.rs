@@ -295,15 +295,15 @@ impl<'a> Session<'a> {
             base: self.base,
         };
         let (stop, mut specs) = (self.task.stop.clone(), self.task.specs.clone());
-        let mut acked = 0;
+        let mut highest = 0;
         let outcome = tokio::select! {
             outcome = self.consume() => outcome,
-            failed = acker.run(&mut acked) => failed,
+            failed = acker.run(&mut highest) => failed,
             () = acker.overloaded() => Ok(Ended::Overloaded),
             interrupted = StreamTask::interrupted(&stop, &mut specs) => Ok(Ended::Interrupted(interrupted)),
         };
         if outcome.is_ok() {
-            acker.acknowledge(&mut acked).await?;
+            acker.acknowledge(&mut highest).await?;
         }
         outcome
     }
@@ -323,10 +323,10 @@ impl<'a> Session<'a> {
             // The next process must find a queue that is not drained yet, so that one is reported as long as it lasts.
             let (version, queue) = (self.connection.broker_version(), Some(self.queue.clone()));
             self.task.report(ConnectionState::Connected, None, version, queue);
-            match self.deliver(&mut consumer).await? {
-                Some(ended) => return Ok(ended),
-                None => tracing::debug!(prefetch = self.prefetch, "changed the prefetch"),
+            if let Some(ended) = self.deliver(&mut consumer).await? {
+                return Ok(ended);
             }
+            tracing::debug!(prefetch = self.prefetch, "changed the prefetch");
         }
     }
 
@@ -516,6 +516,10 @@ impl Acker {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "AMQP has many types and two of them are text"
+)]
 fn text_value(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
@@ -524,6 +528,10 @@ fn text_value(value: &AMQPValue) -> Option<String> {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "AMQP has many types and these are whole numbers"
+)]
 fn positive(value: &AMQPValue) -> bool {
     match value {
         AMQPValue::LongLongInt(count) => *count > 0,

@@ -106,12 +106,8 @@ fn queue_name(broker_key: &str, exchange: &str, arguments: &[(&str, AMQPValue)])
         hash.update(key);
         hash.update(format!("={value:?}"));
     }
-    let hash: String = hash
-        .finalize()
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = hash.finalize();
+    let hash = digest.first_chunk::<4>().map_or(0, |first| u32::from_be_bytes(*first));
     let plain = |c: char| {
         if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') {
             c
@@ -120,7 +116,7 @@ fn queue_name(broker_key: &str, exchange: &str, arguments: &[(&str, AMQPValue)])
         }
     };
     let readable: String = broker_key.chars().map(plain).take(MAX_READABLE).collect();
-    format!("kanchi.{readable}.{hash}")
+    format!("kanchi.{readable}.{hash:08x}")
 }
 
 /// Name of the companions that receive what the bound drops.

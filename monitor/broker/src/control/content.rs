@@ -85,10 +85,8 @@ fn list(rest: &mut &[u8], count: usize, depth: u32) -> Option<Value> {
 fn map(rest: &mut &[u8], count: usize, depth: u32) -> Option<Value> {
     let mut values = Map::new();
     for _ in 0..count {
-        let key = match msgpack(rest, depth + 1)? {
-            Value::String(key) => key,
-            other => other.to_string(),
-        };
+        let key = msgpack(rest, depth + 1)?;
+        let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
         values.insert(key, msgpack(rest, depth + 1)?);
     }
     Some(Value::Object(values))

@@ -86,12 +86,11 @@ pub(super) fn redacted(spec: &BrokerConnectSpec, text: &str) -> String {
 pub(super) fn reason_of(text: &str) -> ConnectReason {
     match text.split_whitespace().next().unwrap_or_default() {
         "NOAUTH" | "WRONGPASS" | "AUTH" => ConnectReason::AuthenticationFailed,
-        "NOPERM" => ConnectReason::AccessRefused,
+        "NOPERM" | "DENIED" => ConnectReason::AccessRefused,
         "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => ConnectReason::BrokerUnavailable,
         "ERR" if text.contains("max number of clients") => ConnectReason::BrokerUnavailable,
         "ERR" if text.contains("AUTH") || text.contains("invalid password") => ConnectReason::AuthenticationFailed,
         "ERR" if text.contains("unknown command") => ConnectReason::NotImplemented,
-        "DENIED" => ConnectReason::AccessRefused,
         _other => ConnectReason::ProtocolError,
     }
 }

@@ -57,16 +57,15 @@ pub(crate) async fn broadcast(
             tracing::debug!("failed to remove a reply list, it expires by itself: {error}");
         }
     });
-    match outcome.recv().await {
-        Some(outcome) => outcome,
-        None => {
-            task.abort();
-            Err(ConnectError::new(
-                ConnectReason::ConnectionLost,
-                "remote control was interrupted",
-            ))
-        }
-    }
+    // The task goes on to clean up after it has sent its outcome; it sends none only if it was cut down itself.
+    drop(task);
+    let cut_down = || {
+        Err(ConnectError::new(
+            ConnectReason::ConnectionLost,
+            "remote control was interrupted",
+        ))
+    };
+    outcome.recv().await.unwrap_or_else(cut_down)
 }
 
 /// The list for the answers to one request, and its entry in the reply exchange's bindings.

@@ -211,7 +211,7 @@ mod tests {
     fn errors_nulls_and_numbers_are_told_apart_and_garbage_is_refused() {
         let kind = |bytes: &[u8]| match find(bytes, 0) {
             Found::Frame(frame) => frame.kind,
-            other => panic!("{other:?}"),
+            other @ (Found::Incomplete(_) | Found::Invalid) => panic!("{other:?}"),
         };
         assert_eq!(kind(b"-NOAUTH Authentication required.\r\n"), Kind::Error);
         assert_eq!(kind(b"+OK\r\n"), Kind::Text);

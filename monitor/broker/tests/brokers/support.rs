@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for anything; the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) fn spec(url: &str) -> BrokerConnectSpec {
     BrokerConnectSpec {
@@ -83,11 +83,14 @@ impl Watched {
     pub(crate) async fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !condition(self) {
-            match tokio::time::timeout_at(deadline, self.stream.next()).await {
-                Ok(Some(item)) => self.keep(item),
-                Ok(None) => panic!("the stream ended before {what}; {}", self.seen()),
-                Err(_elapsed) => panic!("no {what} within {PATIENCE:?}; {}", self.seen()),
-            }
+            let waiting = tokio::time::timeout_at(deadline, self.stream.next()).await;
+            let Ok(next) = waiting else {
+                panic!("no {what} within {PATIENCE:?}; {}", self.seen())
+            };
+            let Some(item) = next else {
+                panic!("the stream ended before {what}; {}", self.seen())
+            };
+            self.keep(item);
         }
     }
 
