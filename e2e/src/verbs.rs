@@ -216,7 +216,8 @@ impl Cluster {
         .map(drop)
     }
 
-    async fn api(&self, kind: Kind<'_>, namespace: &str) -> anyhow::Result<Api<DynamicObject>> {
+    /// Returns an interface to the objects of a kind in a namespace.
+    pub async fn api(&self, kind: Kind<'_>, namespace: &str) -> anyhow::Result<Api<DynamicObject>> {
         self.api_of(kind.0, kind.1, namespace).await
     }
 
