@@ -48,7 +48,7 @@ app.kubernetes.io/component: operator
 {{- define "kanchi.postgres.selector" -}}
 app.kubernetes.io/name: kanchi-postgres
 app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/component: evaluation-postgres
+app.kubernetes.io/component: postgres
 {{- end }}
 
 {{/* Takes a dict of image and default (a tag). */}}
