@@ -58,7 +58,8 @@ async fn a_restart_loses_nothing_of_a_quorum_queue_and_opens_a_gap_for_a_classic
     }
     for delivery in &safe.deliveries[100..] {
         let number: usize = String::from_utf8_lossy(&delivery.body).parse().unwrap();
-        assert_eq!(delivery.redelivered, number < 100, "{number}");
+        // Newer ones may be marked, too: a quorum queue takes back what a changed prefetch finds on its way.
+        assert!(delivery.redelivered || number >= 100, "{number}");
     }
     assert_eq!(safe.gaps, []);
     classic.deliveries(200).await;

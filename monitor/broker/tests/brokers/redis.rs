@@ -230,7 +230,8 @@ async fn what_nobody_takes_is_dropped_within_the_budget_and_told() {
         .iter()
         .filter(|delivery| delivery.body.len() == body.len())
         .count();
-    assert!((100..=128).contains(&full), "{full}");
+    // 8 MiB here, and what the kernel's receive buffer still held when taking began.
+    assert!((100..=240).contains(&full), "{full}");
     let told: Vec<_> = watched.gaps.iter().map(|gap| gap.cause).collect();
     assert_eq!(told, [GapCause::SpoolFull]);
     let missing = watched.gaps[0].estimated_events.unwrap() as usize;
