@@ -28,6 +28,7 @@ enum Line {
 }
 
 /// One line of the table; the words are explained there.
+#[expect(clippy::struct_excessive_bools, reason = "columns of the table, each one a yes or no")]
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expected {
@@ -175,7 +176,7 @@ impl Expected {
 
     fn compare_state(&self, found: &mut Differences, row: &TaskRow) {
         found.same("state", Some(self.state.as_str()), Some(row.state.as_str()));
-        found.same("mark", self.mark.as_deref(), row.mark.map(|mark| mark.as_str()));
+        found.same("mark", self.mark.as_deref(), row.mark.map(kanchi_domain::TaskMark::as_str));
         found.same("retries", self.retries, row.retries);
         found.same("terminated", self.revoked.is_some(), row.terminated);
         found.same(
@@ -287,6 +288,7 @@ impl Expected {
 struct Differences(Vec<String>);
 
 impl Differences {
+    #[expect(clippy::needless_pass_by_value, reason = "small values, made for the call")]
     fn same<T: PartialEq + std::fmt::Debug>(&mut self, field: &str, wanted: T, is: T) {
         if wanted != is {
             self.0.push(format!("{field}: {wanted:?} wanted, not {is:?}"));

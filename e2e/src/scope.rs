@@ -42,9 +42,9 @@ where
     };
     let outcome = AssertUnwindSafe(body(scope.clone())).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err(anyhow!("the test panicked: {}", text.unwrap_or_default()))
+        let owned = panic.downcast_ref::<String>().cloned();
+        let said = owned.or_else(|| panic.downcast_ref::<&str>().map(|literal| (*literal).to_owned()));
+        Err(anyhow!("the test panicked: {}", said.unwrap_or_default()))
     });
     if outcome.is_err() {
         report::print(&scope).await;
