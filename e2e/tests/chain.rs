@@ -57,7 +57,8 @@ async fn examples(cluster: &Cluster) -> anyhow::Result<()> {
         cluster.await_ready(SHOP, "orders", Duration::from_secs(30)),
         cluster.await_ready(SHOP, "mail", Duration::from_secs(30))
     );
-    (orders?, mail?);
+    orders?;
+    mail?;
 
     for (broker, workers) in [("orders", 2), ("mail", 1)] {
         let worker = format!("{broker}-worker");
