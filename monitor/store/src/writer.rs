@@ -1,8 +1,8 @@
 //! The monitor's side of the store, under the database role of its own broker.
 //!
 //! [`StoreWriter`] has the connection of the event path and does nothing but batches. [`StoreReporter`] has the second
-//! connection, for everything that must not wait behind a batch. A role may open no third one. Both open their
-//! connection again on the call after a failure; waiting between attempts is the caller's.
+//! connection, for everything that must not wait behind a batch. A role may open twice as many, for a successor. Both
+//! open their connection again on the call after a failure; waiting between attempts is the caller's.
 
 mod commit;
 mod copy;

@@ -50,11 +50,11 @@ async fn killed_three_times_in_a_burst_it_loses_and_doubles_nothing() -> Result<
     })?;
     assert!(monitor.terminate()?.success());
     assert_eq!(rig.events()?, all, "double");
-    let published: BTreeSet<&str> = events.iter().map(|event| event.task.as_str()).collect();
+    let sent: BTreeSet<&str> = events.iter().map(|event| event.task.as_str()).collect();
     let rows = rig.sql("select task_id from kanchi.task_live union all select task_id from kanchi.task")?;
     let found: Vec<&str> = rows.lines().collect();
-    assert_eq!(found.len(), published.len());
-    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), published);
+    assert_eq!(found.len(), sent.len());
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), sent);
     let counts = rig.tasks()?;
     assert!(counts.contains("FAILURE:250 SUCCESS:12250"), "{counts}");
     Ok(())

@@ -245,8 +245,6 @@ async fn a_newer_monitor_takes_over_and_the_older_one_ends_saying_so() -> Result
     older.until("it writes", PATIENCE, |monitor| {
         monitor.metric("kanchi_monitor_store_up") == Some(1.0)
     })?;
-    // Room for two monitors at once, whatever the limit of the role is.
-    rig.sql(&format!("alter role kanchi_m_{} connection limit 8", rig.key.0))?;
     let mut newer = rig.monitor_with_spool("second", &[])?;
     newer.connected()?;
     newer.until("it writes", PATIENCE, |monitor| {

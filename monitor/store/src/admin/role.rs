@@ -27,8 +27,9 @@ impl RoleMode {
     }
 }
 
-/// One for batches, one for reports: a third session is a thief's or a leftover's.
-const CONNECTION_LIMIT: u32 = 2;
+/// A monitor opens two: one for batches, one for reports. Twice that, so that the sessions that a lost node leaves behind
+/// do not keep its successor out, which could then not fence them.
+const CONNECTION_LIMIT: u32 = 4;
 
 impl BrokerKey {
     /// Returns the name of the broker's role.
