@@ -1,38 +1,28 @@
 //! The sample application runs, publishes and keeps its journal, on the newest and on an older Celery.
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, ensure};
 use kanchi_test_servers::celery::{Celery, NEWEST, WorkerOptions};
-use tokio::process::{Child, Command};
+use kanchi_test_servers::redis::Redis;
 
-fn redis() -> (Child, String) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut command = Command::new("redis-server");
-    command
-        .args(["--port", &port.to_string(), "--save", ""])
-        .stdout(std::process::Stdio::null())
-        .kill_on_drop(true);
-    (command.spawn().unwrap(), format!("redis://127.0.0.1:{port}"))
-}
-
-async fn runs_a_task_and_a_chain(version: &str) {
-    let (_server, url) = redis();
-    let folder = tempfile::tempdir().unwrap();
-    let celery = Celery::install(version, &format!("{url}/0")).await.unwrap();
+async fn runs_a_task_and_a_chain(version: &str) -> Result<()> {
+    let redis = Redis::start_new()?;
+    let folder = tempfile::tempdir()?;
+    let celery = Celery::install(version, &redis.url(0)).await?;
     let journal = format!("file://{}/journal", folder.path().display());
     let celery = celery
-        .with("RESULT_BACKEND", &format!("{url}/1"))
+        .with("RESULT_BACKEND", &redis.url(1))
         .with("JOURNAL", &journal);
-    let worker = celery.start_worker(&WorkerOptions::default()).await.unwrap();
+    let worker = celery.start_worker(&WorkerOptions::default()).await?;
 
-    let mut published = celery.publish("success", 2).await.unwrap();
-    published.extend(celery.publish("chain", 3).await.unwrap());
+    let mut published = celery.publish("success", 2).await?;
+    published.extend(celery.publish("chain", 3).await?);
     assert_eq!(published.len(), 5);
 
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let journal = celery.journal().await.unwrap();
+        let journal = celery.journal().await?;
         let returned = |id: &str| {
             journal
                 .iter()
@@ -41,21 +31,18 @@ async fn runs_a_task_and_a_chain(version: &str) {
         if published.iter().all(|task| returned(&task.id)) {
             break;
         }
-        assert!(
-            Instant::now() < deadline,
-            "not all ran:\n{journal:#?}\n{}",
-            worker.log()
-        );
+        let log = worker.log();
+        ensure!(Instant::now() < deadline, "not all ran:\n{journal:#?}\n{log}");
     }
-    worker.stop().await.unwrap();
+    worker.stop().await
 }
 
 #[tokio::test]
-async fn the_newest_celery_runs_a_task_and_a_chain() {
-    runs_a_task_and_a_chain(NEWEST).await;
+async fn the_newest_celery_runs_a_task_and_a_chain() -> Result<()> {
+    runs_a_task_and_a_chain(NEWEST).await
 }
 
 #[tokio::test]
-async fn celery_5_3_runs_a_task_and_a_chain() {
-    runs_a_task_and_a_chain("5.3.6").await;
+async fn celery_5_3_runs_a_task_and_a_chain() -> Result<()> {
+    runs_a_task_and_a_chain("5.3.6").await
 }
