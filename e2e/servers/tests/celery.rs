@@ -11,9 +11,7 @@ async fn runs_a_task_and_a_chain(version: &str) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let celery = Celery::install(version, &redis.url(0)).await?;
     let journal = format!("file://{}/journal", folder.path().display());
-    let celery = celery
-        .with("RESULT_BACKEND", &redis.url(1))
-        .with("JOURNAL", &journal);
+    let celery = celery.with("RESULT_BACKEND", &redis.url(1)).with("JOURNAL", &journal);
     let worker = celery.start_worker(&WorkerOptions::default()).await?;
 
     let mut published = celery.publish("success", 2).await?;
