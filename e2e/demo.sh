@@ -75,7 +75,7 @@ all_ready() { [ "$(kubectl -n "$SYSTEM" get pods --no-headers | grep -vc ' 1/1 '
 condition() { kubectl -n "$SHOP" wait "celerybroker/$1" --for="condition=$2=True" --timeout=1s; }
 brokers() { kubectl -n "$SHOP" get celerybrokers; }
 
-psql() { kubectl -n "$SYSTEM" exec "$POSTGRES_POD" -- psql -X -q -d kanchi -U kanchi "$@"; }
+psql() { kubectl -n "$SYSTEM" exec "$POSTGRES_POD" -- psql -h /tmp -X -q -d kanchi -U kanchi "$@"; }
 
 # Tasks by state, finished or not, as they stand in Postgres.
 counts() {
@@ -142,7 +142,7 @@ cat <<TEXT
   kubectl -n $SHOP exec deploy/orders-worker -- python -m shop publish retry-failure 20
   kubectl -n $SHOP scale deploy/orders-worker --replicas 0   # and see workers and queue depth follow
   kubectl -n $SHOP logs orders-monitor-0
-  kubectl -n $SYSTEM exec -it $POSTGRES_POD -- psql -U kanchi kanchi   # kanchi.task_live, kanchi.task, kanchi.worker, kanchi.queue
+  kubectl -n $SYSTEM exec -it $POSTGRES_POD -- psql -h /tmp -U kanchi kanchi   # kanchi.task_live, kanchi.task, kanchi.worker, kanchi.queue
 TEXT
 if [ -n "${CLUSTER:-}" ]; then
   echo "  Stop: kubectl --context $CLUSTER delete namespace $SHOP && helm --kube-context $CLUSTER uninstall kanchi -n $SYSTEM"
