@@ -141,7 +141,7 @@ volumes() {
     phase=$(kubectl get pv "$name" --ignore-not-found -o jsonpath='{.status.phase}')
     case $phase in
       Bound | Available | Pending) continue ;;
-      Released | Failed) kubectl delete pv "$name" --wait=true && rm -rf "$path" ;;
+      Released | Failed) kubectl delete pv "$name" --wait=true >&2 && rm -rf "$path" ;;
     esac
     install -d -m 0777 "$path"
     cat <<YAML

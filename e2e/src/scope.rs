@@ -12,8 +12,8 @@ use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::cluster::Cluster;
-use crate::report;
+use crate::cluster::{Cluster, Kind};
+use crate::{faults, report};
 
 /// What a test works in.
 #[derive(Clone)]
@@ -52,6 +52,9 @@ where
     let kept = outcome.is_err() && std::env::var("KANCHI_KEEP").is_ok();
     if !kept {
         delete_namespace(&scope.cluster, &scope.namespace).await?;
+        if scope.cluster.kind == Kind::Lab {
+            faults::recycle_volumes().await?;
+        }
     }
     outcome
 }
