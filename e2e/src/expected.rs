@@ -28,7 +28,10 @@ enum Line {
 }
 
 /// One line of the table; the words are explained there.
-#[expect(clippy::struct_excessive_bools, reason = "columns of the table, each one a yes or no")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "columns of the table, each one a yes or no"
+)]
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expected {
@@ -176,7 +179,11 @@ impl Expected {
 
     fn compare_state(&self, found: &mut Differences, row: &TaskRow) {
         found.same("state", Some(self.state.as_str()), Some(row.state.as_str()));
-        found.same("mark", self.mark.as_deref(), row.mark.map(kanchi_domain::TaskMark::as_str));
+        found.same(
+            "mark",
+            self.mark.as_deref(),
+            row.mark.map(kanchi_domain::TaskMark::as_str),
+        );
         found.same("retries", self.retries, row.retries);
         found.same("terminated", self.revoked.is_some(), row.terminated);
         found.same(
