@@ -19,7 +19,15 @@ install() { # the real servers the tests start, and what the build wants
   done
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-  [ ${#missing[@]} -gt 0 ] || { echo "nothing is missing" && return 0; }
+  command -v go >/dev/null || missing+=(golang-go)
+  if [ ${#missing[@]} -gt 0 ]; then install_missing "${missing[@]}"; else echo "no package is missing"; fi
+  # A real control plane for the operator's tests and both Helms for the chart's, built once into the cache.
+  local tool
+  for tool in kubernetes helm3 helm4; do "$LAB/lab" tool $tool; done
+}
+
+install_missing() {
+  local missing=("$@")
   command -v apt-get >/dev/null || die "install these: ${missing[*]} (there is no apt-get here to do it)"
   echo "installing ${missing[*]}"
   if [ "$(id -u)" -eq 0 ]; then
@@ -55,7 +63,11 @@ gen() {
   HELM=$("$LAB/lab" tool helm4) manifests/render.sh
 }
 
-tests() { cargo test --workspace --exclude kanchi-e2e --locked; }
+tests() {
+  KANCHI_LAB_BIN=$("$LAB/lab" tool kubernetes)
+  export KANCHI_LAB_BIN
+  cargo test --workspace --exclude kanchi-e2e --locked
+}
 
 trap stage_table EXIT
 [ $# -gt 0 ] || set -- install fmt lint generated tests

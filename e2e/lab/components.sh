@@ -28,7 +28,7 @@ kubernetes_modules() { # the folder with go.mod and go.sum of the chosen version
 kubernetes_key() { echo "$KUBERNETES_VERSION-$(cat "$(kubernetes_modules)"/go.{mod,sum} | digest)"; }
 kubernetes_dir() { echo "$COMPONENTS/kubernetes-$(kubernetes_key)"; }
 
-build_components() {
+build_kubernetes_component() {
   [[ " ${KUBERNETES_VERSIONS[*]} " == *" $KUBERNETES_VERSION "* ]] ||
     die "Kubernetes $KUBERNETES_VERSION is not in versions.env (there: ${KUBERNETES_VERSIONS[*]})"
   if [ ! -f "$(kubernetes_modules)/go.sum" ]; then
@@ -36,14 +36,23 @@ build_components() {
     say "commit $(kubernetes_modules) as e2e/lab/kubernetes/$KUBERNETES_VERSION to pin every module of it"
   fi
   component kubernetes "$(kubernetes_key)" build_kubernetes
+}
+
+build_components() {
+  build_kubernetes_component
   component coredns "$COREDNS_VERSION" build_coredns
   component helm4 "$HELM4_VERSION" build_helm4
   component toxiproxy "$TOXIPROXY_VERSION" build_toxiproxy
   component pause "$(digest <"$LAB/pause/main.go")" build_pause
 }
 
-# A program that can be had without the rest; only the chart's tests want the old Helm.
-build_tool() { component "$1" "$(version_of "$1")" "build_$1"; }
+# What can be had without the rest: a Helm (only the chart's tests want the old one), the control plane's programs.
+build_tool() {
+  case $1 in
+    kubernetes) build_kubernetes_component ;;
+    *) component "$1" "$(version_of "$1")" "build_$1" ;;
+  esac
+}
 version_of() {
   case $1 in
     helm3) echo "$HELM3_VERSION" ;;
