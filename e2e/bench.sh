@@ -7,4 +7,5 @@ missing() { echo "missing: $1 (Debian: apt-get install redis-server rabbitmq-ser
 PATH=$PATH:/usr/sbin
 for server in redis-server rabbitmq-server; do command -v "$server" >/dev/null || missing "$server"; done
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing postgresql
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${KANCHI_CACHE:-$HOME/.cache/kanchi}/target}
 exec cargo bench --quiet -p kanchi-monitor --bench ingest "$@"

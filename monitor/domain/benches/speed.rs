@@ -1,4 +1,4 @@
-//! How long an event takes, by hand: `cargo test --release -p kanchi-domain --test speed -- --ignored --nocapture`.
+//! How long an event takes in each step of the decoder and the merge: `cargo bench -p kanchi-domain`.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement for people")]
 
@@ -25,7 +25,7 @@ fn envelopes() -> Vec<Vec<u8>> {
         .iter()
         .any(|kind| note.ends_with(kind))
     };
-    let lines = include_str!("samples/redis-events.jsonl")
+    let lines = include_str!("../tests/samples/redis-events.jsonl")
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines
@@ -35,9 +35,7 @@ fn envelopes() -> Vec<Vec<u8>> {
         .collect()
 }
 
-#[test]
-#[ignore = "a measurement, not a test"]
-fn nanoseconds_per_event() {
+fn main() {
     let (envelopes, limits) = (envelopes(), Limits::default());
     assert_eq!(envelopes.len(), 4);
     let measure = |name: &str, step: &mut dyn FnMut()| {
