@@ -5,7 +5,7 @@ use std::time::Duration;
 use kanchi_domain::{TaskState, UnixMicros};
 use kanchi_store::{
     Batch, DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, RetentionPolicy,
-    StoreUrl, StoreWriter, WorkerRow,
+    StoreReporter, StoreUrl, StoreWriter, WorkerRow,
 };
 use uuid::Uuid;
 
@@ -293,9 +293,12 @@ async fn a_newer_writer_fences_an_older_one() {
 }
 
 #[tokio::test]
-async fn only_two_connections_are_let_in() {
+async fn a_monitor_and_its_successor_are_let_in_and_nobody_else() {
     let world = World::new().await;
     let m = world.monitor("orders").await;
+    let retention = RetentionPolicy::default();
+    let _writer = StoreWriter::connect(&m.url, retention).await.unwrap();
+    let _reporter = StoreReporter::connect(&m.url, retention).await.unwrap();
     let error = StoreWriter::connect(&m.url, RetentionPolicy::default())
         .await
         .unwrap_err();
