@@ -34,6 +34,8 @@ pub struct Remembered {
     pub key: Option<BrokerKey>,
     /// What the last pass made of the store's report; a change wakes the object.
     pub view: Option<WorldView>,
+    /// Since when the first counts are awaited.
+    pub counts_awaited: Option<Instant>,
     /// When counts were last written.
     pub counts_written: Option<Instant>,
     /// What becomes of the broker's part of the store when the object goes without a finalizer.

@@ -106,8 +106,9 @@ impl Sampler {
                 })
             })
             .collect();
-        self.shared
-            .messages_queued(Some(rows.iter().map(|row| row.ready).sum()));
+        // As long as no queue is known, nothing is known of the messages in it.
+        let total = rows.iter().map(|row| row.ready).sum();
+        self.shared.messages_queued((!rows.is_empty()).then_some(total));
         self.samples.send_replace(Some(Arc::new(rows)));
     }
 

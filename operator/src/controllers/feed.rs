@@ -30,6 +30,9 @@ const ROUND: Duration = Duration::from_secs(5);
 /// Counts of one object are not written more often.
 const COUNTS_EVERY: Duration = Duration::from_mins(1);
 
+/// The first counts wait so long for workers to be found and queues to be sampled, as the next ones come a minute later.
+const FIRST_COUNTS_WITHIN: Duration = Duration::from_secs(20);
+
 /// Counts that are written at the same time.
 const WRITES: usize = 8;
 
@@ -180,6 +183,14 @@ fn due(context: &Context, broker: &CeleryBroker, world: &World, now: Instant) ->
     match counts::change(&live, &counts) {
         counts::Change::Same => return None,
         counts::Change::Other => {
+            if live.last_hour.is_none() && !counts::are_whole(&counts) {
+                let since = context
+                    .memory
+                    .with(&uid, |remembered| *remembered.counts_awaited.get_or_insert(now));
+                if now.saturating_duration_since(since) < FIRST_COUNTS_WITHIN {
+                    return None;
+                }
+            }
             if written.is_some_and(|at| now.saturating_duration_since(at) < COUNTS_EVERY) {
                 return None;
             }

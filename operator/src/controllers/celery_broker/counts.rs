@@ -52,6 +52,11 @@ pub fn of(world: &World, key: Option<BrokerKey>, now: Instant) -> CeleryBrokerSt
     }
 }
 
+/// Tells whether a monitor that has just connected has found what there is: workers, and its queues' depth.
+pub fn are_whole(counts: &CeleryBrokerStatus) -> bool {
+    counts.workers_online.is_some_and(|workers| workers > 0) && counts.messages_queued.is_some()
+}
+
 /// How new counts differ from those in the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -170,6 +175,17 @@ mod tests {
         assert_eq!(stale, CeleryBrokerStatus::default());
         assert_eq!(change(&fresh, &stale), Change::Gone);
         assert_eq!(change(&stale, &stale), Change::Same);
+    }
+
+    #[test]
+    fn first_counts_wait_for_workers_and_queues() {
+        let mut early = counts(&world(1, 0.5));
+        assert!(are_whole(&early));
+        early.workers_online = Some(0);
+        assert!(!are_whole(&early));
+        early.workers_online = Some(3);
+        early.messages_queued = None;
+        assert!(!are_whole(&early));
     }
 
     #[test]
