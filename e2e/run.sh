@@ -15,4 +15,5 @@ fi
 lines=$(lab env)
 eval "$lines"
 cd "$ROOT"
-cargo test --locked -p kanchi-e2e -- --nocapture ${TEST:+"$TEST"}
+# The whole workspace is named so that its dependencies are those of `make test`, with the same features.
+cargo test --locked --workspace --features kanchi-e2e/cluster --test suite -- --nocapture ${TEST:+"$TEST"}

@@ -48,7 +48,7 @@ need_rust() {
 fmt() { cargo fmt --all --check; }
 
 lint() {
-  cargo clippy --workspace --all-targets --locked -- -D warnings
+  cargo clippy --workspace --all-targets --features kanchi-e2e/cluster --locked -- -D warnings
   git ls-files -z '*.sh' .ci/run e2e/lab/lab | xargs -0 shellcheck -x
 }
 
@@ -66,12 +66,12 @@ gen() {
   HELM=$("$LAB/lab" tool helm4) manifests/render.sh
 }
 
-build() { cargo test --workspace --exclude kanchi-e2e --locked --no-run; }
+build() { cargo test --workspace --locked --no-run; }
 
 tests() {
   KANCHI_LAB_BIN=$("$LAB/lab" tool kubernetes)
   export KANCHI_LAB_BIN
-  cargo test --workspace --exclude kanchi-e2e --locked
+  cargo test --workspace --locked
 }
 
 trap stage_table EXIT

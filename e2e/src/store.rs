@@ -34,4 +34,38 @@ impl Cluster {
         )
         .await
     }
+
+    /// Tries many statements with a role's own URL, each in a transaction of its own; returns what each one that was
+    /// allowed printed, `None` for each that was refused.
+    pub async fn attempts(&self, url: &str, statements: &[String]) -> anyhow::Result<Vec<Option<String>>> {
+        let mut outcomes = Vec::with_capacity(statements.len());
+        // The command travels in a URL, which must not become too long.
+        for part in statements.chunks(40) {
+            let mut command = vec!["psql".to_owned(), "-XAt".to_owned(), "-d".to_owned(), url.to_owned()];
+            for statement in part {
+                command.extend([
+                    "-c".to_owned(),
+                    "\\echo #".to_owned(),
+                    "-c".to_owned(),
+                    statement.clone(),
+                ]);
+            }
+            // The exit code is the last one's.
+            command.extend(["-c".to_owned(), "\\echo #".to_owned()]);
+            let command: Vec<_> = command.iter().map(String::as_str).collect();
+            let printed = self.exec(STORE_NAMESPACE, &Service::Postgres.pod(), &command).await?;
+            let said: Vec<_> = printed.split("#\n").skip(1).take(part.len()).map(str::trim).collect();
+            anyhow::ensure!(
+                said.len() == part.len(),
+                "{} answers to {} statements",
+                said.len(),
+                part.len()
+            );
+            outcomes.extend(
+                said.into_iter()
+                    .map(|text| Some(text.to_owned()).filter(|text| !text.is_empty())),
+            );
+        }
+        Ok(outcomes)
+    }
 }
