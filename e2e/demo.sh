@@ -78,16 +78,20 @@ brokers() { kubectl -n "$SHOP" get celerybrokers; }
 psql() { kubectl -n "$SYSTEM" exec "$POSTGRES_POD" -- psql -h /tmp -X -q -d kanchi -U kanchi "$@"; }
 
 # Tasks by state, finished or not, as they stand in Postgres.
+TASKS='(select broker_id, state from kanchi.task_live union all select broker_id, state from kanchi.task)'
+
 counts() {
   psql -P footer=off -c "
     select b.namespace || '/' || b.name as broker, t.state, count(*) as tasks
-    from (select broker_id, state from kanchi.task_live union all select broker_id, state from kanchi.task) t
+    from $TASKS t
     join kanchi.broker b using (broker_id) group by 1, 2 order by 1, 3 desc"
 }
 
-some_tasks() { [ "$(psql -At -c "select count(distinct broker_id) from kanchi.task_live where state = 'SUCCESS'")" -ge 2 ]; }
+some_tasks() { [ "$(psql -At -c "select count(distinct broker_id) from $TASKS t where state = 'SUCCESS'")" -ge 2 ]; }
 
-watch_counts() {
+watch_TASKS='(select broker_id, state from kanchi.task_live union all select broker_id, state from kanchi.task)'
+
+counts() {
   local until=$((SECONDS + WATCH_SECONDS))
   while [ "$SECONDS" -lt "$until" ]; do
     brokers

@@ -7,6 +7,10 @@ use crate::cluster::Cluster;
 use crate::install::STORE_NAMESPACE;
 use crate::services::Service;
 
+/// Every task, unfinished and finished, as a relation for a query's `from`.
+pub const TASKS: &str = "(select broker_id, task_id, name, state, facts from kanchi.task_live
+    union all select broker_id, task_id, name, state, facts from kanchi.task)";
+
 impl Cluster {
     /// Runs a query as superuser in Kanchi's database and returns its rows.
     pub async fn query<T: DeserializeOwned>(&self, sql: &str) -> anyhow::Result<Vec<T>> {

@@ -9,6 +9,7 @@ use anyhow::ensure;
 use kanchi_e2e::broker::{BrokerManifest, monitor_pod};
 use kanchi_e2e::cluster::number;
 use kanchi_e2e::services::Service;
+use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::POD;
 use kanchi_e2e::wait::{Look, seen};
 use kanchi_e2e::watched::ORDERS;
@@ -147,7 +148,7 @@ async fn exactly(scope: &Scope, published: &str) -> anyhow::Result<()> {
     let found: Vec<Id> = scope
         .cluster
         .query(&format!(
-            "select t.task_id from {TASKS} {} where t.name = 'burst.task'",
+            "select t.task_id from {TASKS} t {} where t.name = 'burst.task'",
             of_t(scope)
         ))
         .await?;
@@ -156,17 +157,14 @@ async fn exactly(scope: &Scope, published: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-const TASKS: &str = "(select broker_id, task_id, state, name from kanchi.task_live
-    union all select broker_id, task_id, state, name from kanchi.task) t";
-
 async fn totals(scope: &Scope) -> anyhow::Result<Totals> {
     // The burst's chunks are those of tasks that the burst has published; other events of its worker have no task.
     let sql = format!(
         "select
-           (select count(*) from kanchi.event_chunk g {of} where g.task_id in (select task_id from {TASKS} where name = 'burst.task')) as chunks,
-           (select coalesce(sum(g.event_count), 0) from kanchi.event_chunk g {of} where g.task_id in (select task_id from {TASKS} where name = 'burst.task')) as events,
-           (select count(*) from {TASKS} {of_t} where t.name = 'burst.task') as tasks,
-           (select count(*) from {TASKS} {of_t} where t.name = 'burst.task' and t.state = 'SUCCESS') as successes,
+           (select count(*) from kanchi.event_chunk g {of} where g.task_id in (select task_id from {TASKS} t where name = 'burst.task')) as chunks,
+           (select coalesce(sum(g.event_count), 0) from kanchi.event_chunk g {of} where g.task_id in (select task_id from {TASKS} t where name = 'burst.task')) as events,
+           (select count(*) from {TASKS} t {of_t} where t.name = 'burst.task') as tasks,
+           (select count(*) from {TASKS} t {of_t} where t.name = 'burst.task' and t.state = 'SUCCESS') as successes,
            (select coalesce(sum(g.count), 0) from kanchi.task_statistic g {of} where g.task_name = 'burst.task' and g.transition = 'succeeded') as counted",
         of = of(scope),
         of_t = of_t(scope),

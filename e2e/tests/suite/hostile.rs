@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use kanchi_e2e::broker::{BrokerManifest, monitor_pod};
 use kanchi_e2e::cluster::number;
+use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::POD;
 use kanchi_e2e::wait::seen;
 use kanchi_e2e::watched::ORDERS;
@@ -58,8 +59,7 @@ async fn hostile(scope: &Scope, transport: Transport) -> anyhow::Result<()> {
         .collect();
     until("every good task", Duration::from_secs(240), || async {
         let sql = format!(
-            "select t.task_id from (select broker_id, task_id, state from kanchi.task_live
-               union all select broker_id, task_id, state from kanchi.task) t
+            "select t.task_id from {TASKS} t
              join kanchi.broker b using (broker_id) where b.namespace = '{ns}' and t.state = 'SUCCESS'"
         );
         let rows: Vec<Id> = cluster.query(&sql).await?;

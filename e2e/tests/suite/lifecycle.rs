@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use kanchi_e2e::broker::{BrokerManifest, monitor_name, monitor_pod};
 use kanchi_e2e::cluster::setting;
 use kanchi_e2e::shop::Shop;
+use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::{BROKER, POD, STATEFUL_SET};
 use kanchi_e2e::wait::{holds, seen};
 use kanchi_e2e::watched::ORDERS;
@@ -123,7 +124,7 @@ async fn publish_and_await(scope: &Scope, shop: &Shop, total: i64) -> anyhow::Re
 async fn history(scope: &Scope) -> anyhow::Result<History> {
     let sql = format!(
         "select b.broker_id, count(t.task_id) as tasks from kanchi.broker b
-         left join (select broker_id, task_id, state from kanchi.task_live union all select broker_id, task_id, state from kanchi.task) t
+         left join {TASKS} t
            on t.broker_id = b.broker_id and t.state = 'SUCCESS'
          where b.namespace = '{}' and b.name = '{ORDERS}' group by b.broker_id",
         scope.namespace

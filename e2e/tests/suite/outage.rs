@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use kanchi_e2e::broker::{BrokerManifest, find_condition, monitor_pod};
 use kanchi_e2e::install::STORE_NAMESPACE;
 use kanchi_e2e::services::Service;
+use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::{BROKER, POD};
 use kanchi_e2e::wait::{holds, seen};
 use kanchi_e2e::watched::ORDERS;
@@ -127,8 +128,7 @@ async fn minute_without_postgres(scope: &Scope, transport: Transport) -> anyhow:
         Duration::from_secs(300),
         || async {
             let sql = format!(
-                "select count(*) from (select broker_id, name, state from kanchi.task_live
-               union all select broker_id, name, state from kanchi.task) t
+                "select count(*) from {TASKS} t
              join kanchi.broker b using (broker_id)
              where b.namespace = '{ns}' and t.name = 'burst.task' and t.state = 'SUCCESS'"
             );

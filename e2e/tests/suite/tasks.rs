@@ -11,6 +11,7 @@ use kanchi_domain::{TaskFacts, TaskRow, UnixMicros};
 use kanchi_e2e::cluster::{number, setting};
 use kanchi_e2e::expected::{Table, Truth};
 use kanchi_e2e::shop::{Published, Shop, ShopOptions};
+use kanchi_e2e::store::TASKS;
 use kanchi_e2e::wait::seen;
 use kanchi_e2e::{Cluster, Scope, Transport, scoped, until};
 use serde::Deserialize;
@@ -154,8 +155,7 @@ async fn rows(cluster: &Cluster, namespace: &str) -> anyhow::Result<HashMap<Stri
     let stored: Vec<StoredTask> = cluster
         .query(&format!(
             "select t.task_id, encode(t.facts, 'hex') as facts
-             from (select broker_id, task_id, facts from kanchi.task_live
-                   union all select broker_id, task_id, facts from kanchi.task) t
+             from {TASKS} t
              join kanchi.broker b using (broker_id) where b.namespace = '{namespace}'"
         ))
         .await?;

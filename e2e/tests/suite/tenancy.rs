@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use kanchi_e2e::broker::{BrokerManifest, monitor_name, monitor_pod};
+use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::{BROKER, POD, SECRET};
 use kanchi_e2e::wait::seen;
 use kanchi_e2e::watched::ORDERS;
@@ -35,7 +36,7 @@ async fn a_stolen_monitor_role_reads_and_writes_its_own_brokers_rows_only() -> a
         let shop = scope.shop(Transport::Redis).await?;
         shop.publish(cluster, "success", 20).await?;
         until("tasks of the other broker", Duration::from_secs(30), || async {
-            let rows = cluster.psql("select count(*) from kanchi.task_live").await?;
+            let rows = cluster.psql(&format!("select count(*) from {TASKS} t")).await?;
             Ok(seen(rows.trim().parse::<i64>()? >= 20, (), |()| rows.clone()))
         })
         .await?;
@@ -119,7 +120,7 @@ async fn every_function(scope: &Scope, thief: &str) -> anyhow::Result<()> {
         .await?;
     ensure!(functions.len() > 10, "only {} functions found", functions.len());
     let others = format!(
-        "select md5(string_agg(t::text, '' order by task_id)) from kanchi.task_live t
+        "select md5(string_agg(t::text, '' order by task_id)) from {TASKS} t
          join kanchi.broker b using (broker_id) where b.namespace = '{}' and b.name = '{ORDERS}'",
         scope.namespace
     );

@@ -21,6 +21,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is taken no longer counts against the bound, so large messages are taken one by one.
+const TAKEN_BYTES: usize = 1024 * 1024;
+
 #[derive(Debug, Default)]
 struct Items {
     queue: VecDeque<StreamItem>,
@@ -78,16 +81,21 @@ impl Handover {
         self.filled.notify_one();
     }
 
-    /// Moves up to `limit` items; `None` once closed and empty.
+    /// Moves up to `limit` items, and no more than about [`TAKEN_BYTES`] of them; returns 0 once closed and empty.
     pub(crate) async fn take(&self, into: &mut Vec<StreamItem>, limit: usize) -> usize {
         loop {
             {
                 let mut items = lock(&self.items);
-                let count = items.queue.len().min(limit.max(1));
+                let (mut count, mut taken) = (0, 0);
+                while count < limit.max(1)
+                    && taken < TAKEN_BYTES
+                    && let Some(item) = items.queue.pop_front()
+                {
+                    taken += size(&item);
+                    count += 1;
+                    into.push(item);
+                }
                 if count > 0 {
-                    let start = into.len();
-                    into.extend(items.queue.drain(..count));
-                    let taken: usize = into.iter().skip(start).map(size).sum();
                     items.bytes = items.bytes.saturating_sub(taken);
                     if items.queue.is_empty() && items.queue.capacity() > 16_384 {
                         items.queue.shrink_to(1024);
@@ -282,6 +290,14 @@ mod tests {
         };
         assert_eq!((gap.cause, gap.estimated_events), (GapCause::SpoolFull, Some(7)));
         assert_eq!(after.tag, DeliveryTag(11));
+    }
+
+    #[tokio::test]
+    async fn large_messages_are_taken_one_by_one() {
+        let handover = Handover::default();
+        handover.push((0..3).map(|tag| delivery(tag, TAKEN_BYTES)));
+        let mut taken = Vec::new();
+        assert_eq!(handover.take(&mut taken, 100).await, 1);
     }
 
     #[tokio::test]

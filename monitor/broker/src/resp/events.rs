@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use kanchi_contract::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -25,6 +25,8 @@ use crate::time::now;
 const CHUNK: usize = 128 * 1024;
 /// A larger message is passed over and told as a gap; Celery's largest are far below.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+/// Messages share the memory they were read into; beside a message larger than this the small ones get their own.
+const LARGE: usize = 1024 * 1024;
 
 enum Ended {
     Interrupted(Interrupted),
@@ -246,13 +248,18 @@ impl Subscriber {
         }
         let chunk = self.buffer.split_to(at).freeze();
         let arrived = now();
+        let body = |span: Span| {
+            let part = chunk.slice(span.start..span.end);
+            let pins_more = chunk.len() > LARGE && part.len() < LARGE;
+            if pins_more { Bytes::copy_from_slice(&part) } else { part }
+        };
         let items = payloads.into_iter().map(|span| {
             task.last_tag += 1;
             StreamItem::Delivery(Delivery {
                 tag: DeliveryTag(task.last_tag),
                 redelivered: false,
                 arrived,
-                body: chunk.slice(span.start..span.end),
+                body: body(span),
                 framing: Framing::Envelope,
             })
         });
