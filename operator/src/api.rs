@@ -79,11 +79,24 @@ impl Error {
         matches!(self, Self::Call { source, .. } if gate::is_refusal(source))
     }
 
+    /// Tells whether nothing can be created because the namespace is being deleted, with all that is in it.
+    pub fn is_namespace_terminating(&self) -> bool {
+        let Self::Call { source, .. } = self else { return false };
+        let details = answer(source).and_then(|status| status.details.as_ref());
+        details.is_some_and(|details| {
+            details
+                .causes
+                .iter()
+                .any(|cause| cause.reason == "NamespaceTerminating")
+        })
+    }
+
     /// Returns a fixed word for metrics.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Timeout { .. } => "ApiTimeout",
             Self::Call { .. } if self.is_not_leader() => "NotLeader",
+            Self::Call { .. } if self.is_namespace_terminating() => "NamespaceTerminating",
             Self::Call { .. } => match self.code() {
                 Some(403) => "ApiForbidden",
                 Some(404) => "ApiNotFound",
@@ -94,5 +107,29 @@ impl Error {
                 None => "ApiUnreachable",
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_is_going_away_is_told_from_missing_rights() {
+        let refused = |causes: &str| {
+            let status = format!(
+                r#"{{ "status": "Failure", "message": "forbidden", "reason": "Forbidden", "code": 403, "details": {{ "causes": [{causes}] }} }}"#
+            );
+            let status: Status = serde_json::from_str(&status).unwrap_or_default();
+            let source = Box::new(kube::Error::Api(Box::new(status)));
+            Error::Call {
+                what: "apply a child",
+                source,
+            }
+            .category()
+        };
+        assert_eq!(refused(""), "ApiForbidden");
+        let cause = r#"{ "reason": "NamespaceTerminating", "message": "namespace shop is being terminated" }"#;
+        assert_eq!(refused(cause), "NamespaceTerminating");
     }
 }

@@ -136,9 +136,10 @@ impl Error {
         }
     }
 
-    /// Whether the write was held back because this replica does not lead (any more).
-    fn is_not_leader(&self) -> bool {
-        self.category() == "NotLeader"
+    /// Whether the pass ended for a reason that is nobody's fault: this replica does not lead (any more), or the namespace
+    /// is being deleted.
+    fn is_expected(&self) -> bool {
+        matches!(self.category(), "NotLeader" | "NamespaceTerminating")
     }
 }
 
@@ -179,7 +180,7 @@ fn report(context: &Context, namespace: &str, name: &str, took: Duration, outcom
     context.metrics.duration.observe(took.as_secs_f64());
     let result = match outcome {
         Ok(_) => "ok",
-        Err(error) if error.is_not_leader() => "aborted",
+        Err(error) if error.is_expected() => "aborted",
         Err(error) if error.is_terminal() => "terminal",
         Err(_) => "error",
     };
@@ -194,6 +195,13 @@ fn report(context: &Context, namespace: &str, name: &str, took: Duration, outcom
             broker.name = name,
             duration_ms,
             "reconciled {namespace}/{name}"
+        ),
+        Err(error) if error.is_expected() => tracing::debug!(
+            broker.namespace = namespace,
+            broker.name = name,
+            duration_ms,
+            reason = error.category(),
+            "pass over {namespace}/{name} given up"
         ),
         Err(error) => {
             let category = error.category();
@@ -213,7 +221,7 @@ fn report(context: &Context, namespace: &str, name: &str, took: Duration, outcom
 /// Decides when a failed object is looked at again. There is always a second look.
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 pub fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    let delay = if error.is_terminal() || error.is_not_leader() {
+    let delay = if error.is_terminal() || error.is_expected() {
         backoff::jittered(context.settings.resync)
     } else if matches!(error, Error::Delete(_)) {
         DELETE_RETRY
