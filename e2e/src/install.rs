@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use crate::cluster::{Cluster, checkout};
 use crate::scope::ensure_namespace;
@@ -21,6 +22,9 @@ pub const STORE_NAMESPACE: &str = "kanchi-store";
 /// The release, the operator's Deployment, its service account and its Lease.
 pub const RELEASE: &str = "kanchi";
 
+/// Values of the release as this process has installed it.
+static INSTALLED: Mutex<Option<Value>> = Mutex::const_new(None);
+
 /// Name of the Secret with the store's URL.
 const STORE_SECRET: &str = "kanchi-store";
 
@@ -32,14 +36,26 @@ impl Cluster {
 
     /// Installs or upgrades Kanchi with some more values.
     pub async fn install_with(&self, more: Value) -> anyhow::Result<()> {
+        let mut values = self.values()?;
+        merge(&mut values, more);
+        let mut installed = INSTALLED.lock().await;
+        if installed.as_ref() != Some(&values) {
+            *installed = None;
+            self.upgrade(&values).await?;
+            *installed = Some(values);
+        }
+        drop(installed);
+        self.await_rollout(DEPLOYMENT, &self.operator().await?, NAMESPACE, Duration::from_secs(120))
+            .await
+    }
+
+    async fn upgrade(&self, values: &Value) -> anyhow::Result<()> {
         ensure_namespace(self, NAMESPACE, &[]).await?;
         ensure_namespace(self, STORE_NAMESPACE, &[]).await?;
         self.start(STORE_NAMESPACE, &[Service::Postgres]).await?;
         let url = format!("postgresql://kanchi:storing@postgres.{STORE_NAMESPACE}.svc.cluster.local:5432/kanchi");
         let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": STORE_SECRET }, "stringData": { "url": url } });
         self.apply(secret, NAMESPACE).await?;
-        let mut values = self.values()?;
-        merge(&mut values, more);
         let chart = checkout("charts/kanchi").display().to_string();
         let arguments = [
             "upgrade",
@@ -51,13 +67,12 @@ impl Cluster {
             "--values",
             "-",
         ];
-        helm(&arguments, &values.to_string()).await?;
-        self.await_rollout(DEPLOYMENT, &self.operator().await?, NAMESPACE, Duration::from_secs(120))
-            .await
+        helm(&arguments, &values.to_string()).await.map(drop)
     }
 
     /// Uninstalls the release; what the chart keeps, stays.
     pub async fn uninstall(&self) -> anyhow::Result<()> {
+        *INSTALLED.lock().await = None;
         helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"], "")
             .await
             .map(drop)

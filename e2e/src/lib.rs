@@ -1,6 +1,6 @@
 //! End-to-end tests on a real cluster: verbs here, tests in `tests/`, one file per area.
 //!
-//! A test runs in [`scoped`]: it gets a namespace of its own, labelled with the test's name and enforcing the Pod Security
+//! A test runs in [`scoped`], or in [`scoped_alone`] when it touches what all share: it gets a namespace of its own, labelled with the test's name and enforcing the Pod Security
 //! level `restricted`; when it fails, the states and logs of everything in there are printed before the namespace goes.
 //! Nothing here sleeps: every verb that waits names its condition and its deadline ([`wait`]).
 //!
@@ -24,6 +24,6 @@ pub mod wait;
 pub mod watched;
 
 pub use cluster::Cluster;
-pub use scope::{Scope, scoped};
+pub use scope::{Scope, scoped, scoped_alone};
 pub use wait::until;
 pub use watched::Transport;

@@ -10,10 +10,14 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
+use tokio::sync::RwLock;
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, Kind};
 use crate::{faults, report};
+
+/// Held by every test: shared by those that stay in their namespace, alone by those that touch what all share.
+static SHARED_GROUND: RwLock<()> = RwLock::const_new(());
 
 /// What a test works in.
 #[derive(Clone)]
@@ -26,10 +30,30 @@ pub struct Scope {
     pub began: Instant,
 }
 
-/// Runs a test in a namespace of its own, prints what was there if it fails, and takes the namespace away.
+/// Runs a test in a namespace of its own, prints what was there if it fails, and takes the namespace away. Others may run
+/// beside it: it must leave alone what is not in its namespace.
 ///
 /// `KANCHI_KEEP=1` leaves the namespace of a failed test for a look.
 pub async fn scoped<F, R>(test: &str, body: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Scope) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
+    let _shared = SHARED_GROUND.read().await;
+    run(test, body).await
+}
+
+/// The same for a test beside which no other may run: it stops the operator or Postgres, or counts what everybody does.
+pub async fn scoped_alone<F, R>(test: &str, body: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Scope) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
+    let _alone = SHARED_GROUND.write().await;
+    run(test, body).await
+}
+
+async fn run<F, R>(test: &str, body: F) -> anyhow::Result<()>
 where
     F: FnOnce(Scope) -> R,
     R: Future<Output = anyhow::Result<()>>,
@@ -47,7 +71,7 @@ where
         Err(anyhow!("the test panicked: {}", said.unwrap_or_default()))
     });
     if outcome.is_err() {
-        report::print(&scope).await;
+        report::print(test, &scope).await;
     }
     let kept = outcome.is_err() && std::env::var("KANCHI_KEEP").is_ok();
     if !kept {

@@ -29,7 +29,8 @@ impl<T> Look<T> {
 
 /// Looks at a condition until it holds; fails with what was seen last when the time is up.
 ///
-/// An error of the look counts as "not yet": a pod that restarts refuses connections for a moment.
+/// An error of the look counts as "not yet": a pod that restarts refuses connections for a moment. A look that takes long
+/// is taken less often, so that it leaves the machine to what it waits for.
 pub async fn until<T, F, R>(what: &str, within: Duration, mut look: F) -> anyhow::Result<T>
 where
     F: FnMut() -> R,
@@ -37,6 +38,7 @@ where
 {
     let begin = Instant::now();
     loop {
+        let looked = Instant::now();
         let seen = match look().await {
             Ok(Look::Done(value)) => return Ok(value),
             Ok(Look::NotYet(seen)) => seen,
@@ -45,7 +47,7 @@ where
         if begin.elapsed() > within {
             bail!("{what}: not within {} s; last seen: {seen}", within.as_secs());
         }
-        tokio::time::sleep(STEP).await;
+        tokio::time::sleep(looked.elapsed().max(STEP)).await;
     }
 }
 

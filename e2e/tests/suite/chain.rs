@@ -10,7 +10,7 @@ use kanchi_e2e::services::Service;
 use kanchi_e2e::shop::Shop;
 use kanchi_e2e::verbs::{BROKER, DEPLOYMENT};
 use kanchi_e2e::wait::seen;
-use kanchi_e2e::{Cluster, scoped, until};
+use kanchi_e2e::{Cluster, scoped_alone, until};
 use serde::Deserialize;
 
 /// The namespace that the examples name.
@@ -23,7 +23,7 @@ struct Queue {
 
 #[tokio::test]
 async fn the_examples_become_ready_within_thirty_seconds_with_workers_and_queue_depths() -> anyhow::Result<()> {
-    scoped("chain", |scope| async move {
+    scoped_alone("chain", |scope| async move {
         let cluster = &scope.cluster;
         cluster.install().await?;
         delete_namespace(cluster, SHOP).await?;
@@ -35,7 +35,7 @@ async fn the_examples_become_ready_within_thirty_seconds_with_workers_and_queue_
                 namespace: SHOP.into(),
                 ..scope.clone()
             };
-            kanchi_e2e::report::print(&in_shop).await;
+            kanchi_e2e::report::print("chain", &in_shop).await;
         }
         delete_namespace(cluster, SHOP).await?;
         outcome

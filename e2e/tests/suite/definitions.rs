@@ -141,7 +141,11 @@ fn paths(schema: &Value, path: &str, found: &mut Vec<String>) {
 
 #[tokio::test]
 async fn kubectl_explains_every_field() -> anyhow::Result<()> {
-    Cluster::connect().await?.install().await?;
+    scoped("explain", |scope| async move { explain(&scope.cluster).await }).await
+}
+
+async fn explain(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.install().await?;
     let text = std::fs::read_to_string(checkout("crds/yaml/kanchi.io_celerybrokers.yaml"))?;
     let crd: Value = serde_yaml::from_str(&text)?;
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];

@@ -12,7 +12,7 @@ use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::POD;
 use kanchi_e2e::wait::seen;
 use kanchi_e2e::watched::ORDERS;
-use kanchi_e2e::{Scope, Transport, scoped, until};
+use kanchi_e2e::{Scope, Transport, scoped_alone, until};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -24,13 +24,13 @@ struct Id {
 #[derive(Debug, Deserialize)]
 struct Letters {
     reason: String,
-    letters: i64,
+    count: i64,
     longest: i64,
 }
 
 #[tokio::test]
 async fn a_hostile_stream_on_rabbitmq_stops_nothing_and_is_kept_for_a_look() -> anyhow::Result<()> {
-    scoped("hostile-rabbitmq", |scope| async move {
+    scoped_alone("hostile-rabbitmq", |scope| async move {
         hostile(&scope, Transport::RabbitMq).await
     })
     .await
@@ -38,7 +38,7 @@ async fn a_hostile_stream_on_rabbitmq_stops_nothing_and_is_kept_for_a_look() -> 
 
 #[tokio::test]
 async fn a_hostile_stream_on_redis_stops_nothing_and_is_kept_for_a_look() -> anyhow::Result<()> {
-    scoped("hostile-redis", |scope| async move {
+    scoped_alone("hostile-redis", |scope| async move {
         hostile(&scope, Transport::Redis).await
     })
     .await
@@ -79,7 +79,7 @@ async fn hostile(scope: &Scope, transport: Transport) -> anyhow::Result<()> {
     );
 
     let sql = format!(
-        "select d.reason, count(*) as letters, max(octet_length(d.sample)) as longest
+        "select d.reason, count(*) as count, max(octet_length(d.sample)) as longest
          from kanchi.dead_letter d join kanchi.broker b using (broker_id) where b.namespace = '{ns}' group by d.reason"
     );
     let letters: Vec<Letters> = cluster.query(&sql).await?;
@@ -90,6 +90,6 @@ async fn hostile(scope: &Scope, transport: Transport) -> anyhow::Result<()> {
         ensure!(metrics.contains(&label), "no metric counts {kind:?}");
     }
     ensure!(letters.len() >= 8, "too few reasons: {letters:?}");
-    ensure!(letters.iter().all(|kind| kind.letters > 0), "{letters:?}");
+    ensure!(letters.iter().all(|kind| kind.count > 0), "{letters:?}");
     Ok(())
 }

@@ -9,12 +9,12 @@ use kanchi_e2e::cluster::number;
 use kanchi_e2e::install::{NAMESPACE, RELEASE};
 use kanchi_e2e::verbs::{BROKER, LEASE};
 use kanchi_e2e::wait::seen;
-use kanchi_e2e::{Cluster, Scope, Transport, scoped, until};
+use kanchi_e2e::{Cluster, Scope, Transport, scoped_alone, until};
 use serde_json::json;
 
 #[tokio::test]
 async fn a_killed_leader_is_replaced_while_fifty_brokers_are_created() -> anyhow::Result<()> {
-    scoped("leader", |scope| async move {
+    scoped_alone("leader", |scope| async move {
         scope.prepare(Transport::Redis).await?;
         scope
             .cluster

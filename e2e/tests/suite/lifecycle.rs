@@ -10,7 +10,7 @@ use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::{BROKER, POD, STATEFUL_SET};
 use kanchi_e2e::wait::{holds, seen};
 use kanchi_e2e::watched::ORDERS;
-use kanchi_e2e::{Scope, Transport, scoped, until};
+use kanchi_e2e::{Scope, Transport, scoped, scoped_alone, until};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ struct History {
 
 #[tokio::test]
 async fn a_new_image_reaches_the_monitor_and_nothing_is_lost() -> anyhow::Result<()> {
-    scoped("upgrade", |scope| async move {
+    scoped_alone("upgrade", |scope| async move {
         let (cluster, ns) = (&scope.cluster, scope.namespace.as_str());
         scope.watch(Transport::RabbitMq).await?;
         let shop = scope.shop(Transport::RabbitMq).await?;
@@ -50,7 +50,7 @@ async fn a_new_image_reaches_the_monitor_and_nothing_is_lost() -> anyhow::Result
 
 #[tokio::test]
 async fn monitors_outlive_an_uninstalled_operator_and_are_adopted_again() -> anyhow::Result<()> {
-    scoped("uninstall", |scope| async move {
+    scoped_alone("uninstall", |scope| async move {
         let (cluster, ns) = (&scope.cluster, scope.namespace.as_str());
         scope.watch(Transport::RabbitMq).await?;
         let shop = scope.shop(Transport::RabbitMq).await?;

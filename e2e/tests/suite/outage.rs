@@ -10,7 +10,7 @@ use kanchi_e2e::store::TASKS;
 use kanchi_e2e::verbs::{BROKER, POD};
 use kanchi_e2e::wait::{holds, seen};
 use kanchi_e2e::watched::ORDERS;
-use kanchi_e2e::{Scope, Transport, scoped, until};
+use kanchi_e2e::{Scope, Transport, scoped, scoped_alone, until};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -84,7 +84,7 @@ async fn each_way_not_to_reach_a_broker_has_its_reason() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_minute_without_postgres_under_load_loses_nothing_on_rabbitmq() -> anyhow::Result<()> {
-    scoped("no-store-rabbitmq", |scope| async move {
+    scoped_alone("no-store-rabbitmq", |scope| async move {
         minute_without_postgres(&scope, Transport::RabbitMq).await
     })
     .await
@@ -92,7 +92,7 @@ async fn a_minute_without_postgres_under_load_loses_nothing_on_rabbitmq() -> any
 
 #[tokio::test]
 async fn a_minute_without_postgres_under_load_fits_into_the_spool_on_redis() -> anyhow::Result<()> {
-    scoped("no-store-redis", |scope| async move {
+    scoped_alone("no-store-redis", |scope| async move {
         minute_without_postgres(&scope, Transport::Redis).await
     })
     .await
@@ -152,7 +152,7 @@ async fn minute_without_postgres(scope: &Scope, transport: Transport) -> anyhow:
 
 #[tokio::test]
 async fn a_silent_monitor_makes_reachability_unknown_and_takes_the_counts_away() -> anyhow::Result<()> {
-    scoped("stale-report", |scope| async move {
+    scoped_alone("stale-report", |scope| async move {
         let (cluster, ns) = (&scope.cluster, scope.namespace.as_str());
         scope.watch(Transport::Redis).await?;
         let within = Duration::from_secs(80);

@@ -13,12 +13,12 @@ use kanchi_e2e::install::{NAMESPACE, RELEASE};
 use kanchi_e2e::verbs::BROKER;
 use kanchi_e2e::wait::seen;
 use kanchi_e2e::watched::ORDERS;
-use kanchi_e2e::{Scope, Transport, scoped, until};
+use kanchi_e2e::{Scope, Transport, scoped_alone, until};
 use serde_json::json;
 
 #[tokio::test]
 async fn fifty_idle_brokers_with_heartbeating_workers_cause_no_write_but_the_lease() -> anyhow::Result<()> {
-    scoped("quiet", |scope| async move {
+    scoped_alone("quiet", |scope| async move {
         let (cluster, ns) = (&scope.cluster, scope.namespace.as_str());
         let count = number("KANCHI_E2E_BROKERS", 50)?;
         scope.prepare(Transport::Redis).await?;
@@ -63,7 +63,7 @@ async fn fifty_idle_brokers_with_heartbeating_workers_cause_no_write_but_the_lea
 
 #[tokio::test]
 async fn under_load_the_counts_of_a_broker_are_written_at_most_once_a_minute() -> anyhow::Result<()> {
-    scoped("counts", |scope| async move {
+    scoped_alone("counts", |scope| async move {
         scope.watch(Transport::Redis).await?;
         let shop = scope.shop(Transport::Redis).await?;
         let mark = Mark::now()?;

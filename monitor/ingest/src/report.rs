@@ -82,7 +82,12 @@ impl Reporter {
                 result = tokio::time::timeout(CALL_TIMEOUT, turn) => result,
             };
             match result {
-                Ok(Ok(())) => backoff.reset(),
+                Ok(Ok(())) => {
+                    if backoff.failures() > 0 {
+                        tracing::info!("the monitor's own news are stored again");
+                    }
+                    backoff.reset();
+                }
                 Ok(Err(error)) => self.failed(&error, &mut backoff).await,
                 Err(_elapsed) => self.store = None,
             }
@@ -114,9 +119,10 @@ impl Reporter {
             }
         }
         if *next_heartbeat <= Instant::now() {
-            *next_heartbeat = Instant::now() + HEARTBEAT;
             let heartbeat = self.heartbeat();
             self.store().await?.heartbeat(&heartbeat).await?;
+            // Only now: one that failed stays due, so that the next turn asks the store again.
+            *next_heartbeat = Instant::now() + HEARTBEAT;
         }
         if !*loaded_workers {
             let rows = self.store().await?.load_workers().await?;

@@ -23,6 +23,9 @@ use crate::time::now;
 
 /// Read at a time; large enough that a burst costs few system calls.
 const CHUNK: usize = 128 * 1024;
+/// Room left in a chunk below which a new one is begun. Messages keep the whole chunk alive that they were read into, so
+/// a chunk must be filled: at a message a read, one chunk each would make a ring of 8 MiB take a hundred.
+const LEAST_ROOM: usize = 16 * 1024;
 /// A larger message is passed over and told as a gap; Celery's largest are far below.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// Messages share the memory they were read into; beside a message larger than this the small ones get their own.
@@ -161,14 +164,17 @@ impl Subscriber {
                     drop(self.buffer.split_to(frame.end));
                     return Ok(if frame.kind == Kind::Error { Err(text) } else { Ok(text) });
                 }
-                Found::Incomplete(_needed) => self.fill(CHUNK).await?,
+                Found::Incomplete(_needed) => self.fill(0).await?,
                 Found::Invalid => return Err(not_redis()),
             }
         }
     }
 
-    async fn fill(&mut self, room: usize) -> Result<(), ConnectError> {
-        self.buffer.reserve(room);
+    /// Reads what has come; `needed` more bytes are known to come.
+    async fn fill(&mut self, needed: usize) -> Result<(), ConnectError> {
+        if self.buffer.capacity() - self.buffer.len() < needed.max(LEAST_ROOM) {
+            self.buffer.reserve(needed.max(CHUNK));
+        }
         match self.socket.read_buf(&mut self.buffer).await {
             Ok(0) => Err(ConnectError::new(
                 ConnectReason::ConnectionLost,
@@ -186,11 +192,11 @@ impl Subscriber {
         let mut check = tokio::time::interval_at(heard + heartbeat, heartbeat);
         let mut ping = Vec::new();
         wire::encode(&mut ping, &[b"PING"]);
-        let mut needed = 0;
+        let mut needed = 0_usize;
         loop {
-            let room = usize::max(CHUNK, needed_room(needed, self.buffer.len()));
+            let missing = needed.saturating_sub(self.buffer.len());
             tokio::select! {
-                filled = self.fill(room) => {
+                filled = self.fill(missing) => {
                     if let Err(error) = filled {
                         return Ended::Failed(error);
                     }
@@ -282,10 +288,6 @@ impl Subscriber {
             Kind::Text | Kind::Array => Ok(frame.payload(&self.buffer)),
         }
     }
-}
-
-fn needed_room(needed: usize, present: usize) -> usize {
-    needed.saturating_sub(present)
 }
 
 fn lost(error: &std::io::Error) -> ConnectError {
