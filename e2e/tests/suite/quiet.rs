@@ -26,7 +26,9 @@ async fn fifty_idle_brokers_with_heartbeating_workers_cause_no_write_but_the_lea
         for index in 0..count {
             // One Redis, a key prefix each: different Celery deployments to Kanchi.
             let broker = BrokerManifest::new(&format!("b{index}"))
-                .with("celery", json!({ "globalKeyPrefix": format!("b{index}:") }));
+                .with("celery", json!({ "globalKeyPrefix": format!("b{index}:") }))
+                // Fifty of the default request do not fit onto two processors.
+                .with("monitor", json!({ "resources": { "requests": { "cpu": "5m" } } }));
             cluster
                 .apply_broker(ns, &broker, &Transport::Redis.monitor_url())
                 .await?;
