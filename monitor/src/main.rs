@@ -8,10 +8,6 @@ mod args;
 mod migrate;
 mod run;
 
-/// The memory limit is small and messages may be large: the C library's allocator keeps what large messages leave behind.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let args = args::Args::parse();
     match args.command {

@@ -13,7 +13,7 @@ use kanchi_e2e::install::{NAMESPACE, RELEASE};
 use kanchi_e2e::verbs::BROKER;
 use kanchi_e2e::wait::seen;
 use kanchi_e2e::watched::ORDERS;
-use kanchi_e2e::{Scope, Transport, scoped_alone, until};
+use kanchi_e2e::{Scope, Transport, scoped, scoped_alone, until};
 use serde_json::json;
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn fifty_idle_brokers_with_heartbeating_workers_cause_no_write_but_the_lea
 
 #[tokio::test]
 async fn under_load_the_counts_of_a_broker_are_written_at_most_once_a_minute() -> anyhow::Result<()> {
-    scoped_alone("counts", |scope| async move {
+    scoped("counts", |scope| async move {
         scope.watch(Transport::Redis).await?;
         let shop = scope.shop(Transport::Redis).await?;
         let mark = Mark::now()?;
