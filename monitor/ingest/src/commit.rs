@@ -116,6 +116,7 @@ impl Committer {
         let Some(last) = messages.last().map(|message| message.tag) else {
             return Ok(true);
         };
+        let newest = messages.iter().map(|message| message.arrived).max();
         if !self.drop_duplicates(&mut messages).await? {
             return Ok(false);
         }
@@ -147,6 +148,7 @@ impl Committer {
         }
         // Duplicates and empty messages at the end of the batch are done as well.
         self.acknowledge.send_replace(last);
+        newest.into_iter().for_each(|at| self.shared.stored_through(at));
         Ok(true)
     }
 
@@ -171,6 +173,7 @@ impl Committer {
 
     fn stored(&mut self, messages: &[Prepared], reduced: Reduced, started: Instant) {
         let metrics = &self.shared.metrics;
+        self.shared.store_failing(None);
         metrics.batch_events.observe(reduced.events as f64);
         metrics.batch_messages.observe(messages.len() as f64);
         metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
@@ -387,6 +390,7 @@ impl Committer {
         let mut writer = StoreWriter::connect(&settings.store, settings.retention).await?;
         let epoch = writer.begin_epoch(&self.instance).await?;
         self.shared.metrics.store_up.set(1);
+        self.shared.store_failing(None);
         tracing::info!(store.endpoint = %settings.store.endpoint(), store.epoch = epoch.0, "connected to the store");
         Ok((writer, epoch))
     }
@@ -396,6 +400,7 @@ impl Committer {
         if error.kind() == ErrorKind::StaleEpoch {
             return Err(Error::Fenced);
         }
+        self.shared.store_failing(Some(error.kind()));
         // A database of a newer schema may be followed by a newer monitor; one of a wrong URL by a corrected one.
         if backoff.failures().is_power_of_two() || backoff.failures() == 0 {
             tracing::warn!(

@@ -16,6 +16,9 @@ use crate::source::Source;
 /// Bytes of messages taken in before other tasks get a turn.
 const PORTION_BYTES: usize = 512 * 1024;
 
+/// A message beyond this does not wait for others.
+const LARGE: usize = 1024 * 1024;
+
 /// Decodes messages and hands over batches.
 #[derive(Debug)]
 pub struct Decoder {
@@ -73,6 +76,9 @@ impl Decoder {
         drop(settings);
         self.count(&prepared, &heartbeats);
         filling.push(prepared, Instant::now());
+        if message.body.len() > LARGE {
+            filling.hurry();
+        }
     }
 
     fn count(&self, prepared: &Prepared, heartbeats: &[Event]) {

@@ -38,6 +38,7 @@ pub struct Filling {
     events: usize,
     bytes: usize,
     since: Option<Instant>,
+    hurried: bool,
 }
 
 impl Filling {
@@ -49,6 +50,7 @@ impl Filling {
             events: 0,
             bytes: 0,
             since: None,
+            hurried: false,
         }
     }
 
@@ -60,9 +62,15 @@ impl Filling {
         self.messages.push(message);
     }
 
+    /// Nothing more comes before the batch is stored: a large message uses up what the broker lets us hold.
+    pub const fn hurry(&mut self) {
+        self.hurried = true;
+    }
+
     /// Tells whether no more messages should be taken in.
     pub const fn is_full(&self) -> bool {
-        self.events >= self.limits.max_events
+        self.hurried
+            || self.events >= self.limits.max_events
             || self.messages.len() >= self.limits.max_messages
             || self.bytes >= self.limits.max_bytes
     }
@@ -92,6 +100,7 @@ impl Filling {
         self.events = 0;
         self.bytes = 0;
         self.since = None;
+        self.hurried = false;
         std::mem::take(&mut self.messages)
     }
 }

@@ -115,7 +115,7 @@ impl Monitor {
                 Transport::Redis => self.limits.unread_bytes,
             },
             max_backoff: MAX_BACKOFF,
-            last_seen: previous.last_connected_at,
+            last_seen: previous.complete_until,
             previous_queue: previous.event_queue,
             ..EventStreamOptions::default()
         };

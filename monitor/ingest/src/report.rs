@@ -31,8 +31,8 @@ const SETTLE: Duration = Duration::from_mins(1);
 /// How long a final task lingers for late events before it moves.
 const LINGER_SECONDS: u32 = 180;
 
-/// Rounds of moving in one turn; the heartbeat must not wait behind a large backlog.
-const SETTLE_ROUNDS: usize = 20;
+/// A turn moves no longer; the heartbeat must not wait behind a large backlog.
+const SETTLE_AT_ONCE: Duration = Duration::from_secs(2);
 
 /// A call that takes longer is given up: a connection that hangs must not silence the heartbeat.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -108,7 +108,7 @@ impl Reporter {
             // Before the first heartbeat of this process, which would hide the last one of the process before.
             let previous = self.store().await?.previous().await?;
             self.restart_at = None;
-            if let Some(from) = previous.last_connected_at.filter(|from| *from < to) {
+            if let Some(from) = previous.complete_until.filter(|from| *from < to) {
                 let cause = GapCause::MonitorRestart;
                 self.shared.gap(&Gap {
                     from,
@@ -131,8 +131,9 @@ impl Reporter {
         }
         self.save().await?;
         if *next_settle <= Instant::now() {
-            *next_settle = Instant::now() + SETTLE;
-            self.settle().await?;
+            let more = self.settle().await?;
+            // What is left goes on in the next turn, behind the heartbeat.
+            *next_settle = Instant::now() + if more { Duration::ZERO } else { SETTLE };
         }
         Ok(())
     }
@@ -168,8 +169,10 @@ impl Reporter {
         Ok(())
     }
 
-    async fn settle(&mut self) -> Result<(), StoreError> {
-        for _ in 0..SETTLE_ROUNDS {
+    /// Moves final tasks to history; answers whether there are more.
+    async fn settle(&mut self) -> Result<bool, StoreError> {
+        let until = Instant::now() + SETTLE_AT_ONCE;
+        while Instant::now() < until {
             let now = self.shared.now();
             let settled = self.store().await?.settle(now, LINGER_SECONDS).await?;
             tracing::debug!(
@@ -178,10 +181,10 @@ impl Reporter {
                 "final tasks moved to history"
             );
             if !settled.more {
-                break;
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn store(&mut self) -> Result<&mut StoreReporter, StoreError> {
@@ -222,12 +225,15 @@ impl Reporter {
             .clone_into(&mut heartbeat.connection);
         heartbeat.reason = Some("MonitorStopped".to_owned());
         heartbeat.message = Some("the monitor was stopped".to_owned());
+        // Since when nobody listens is not known to the moment; the heartbeat before was right.
+        heartbeat.complete_until = None;
         self.save().await?;
         self.store().await?.heartbeat(&heartbeat).await
     }
 
     fn heartbeat(&self) -> Heartbeat {
         let status = self.shared.status();
+        let waiting = self.buffer.as_ref().map(|buffer| buffer.fill().waiting_bytes);
         let counts = self.shared.workers().counts();
         let connection = status.connection.as_ref();
         let connected = self.shared.is_connected();
@@ -251,9 +257,11 @@ impl Reporter {
             events_per_second: Some(self.shared.events_per_second()),
             workers_online: connected.then_some(counts.online),
             messages_queued: status.messages_queued,
-            spool_bytes: self.buffer.as_ref().map(|buffer| buffer.fill().waiting_bytes),
+            spool_bytes: waiting,
             event_queue: connection.and_then(|report| report.event_queue.clone()),
             config_error: status.config_error.clone(),
+            store_error: self.shared.store_failure().map(|kind| kind.as_str().to_owned()),
+            complete_until: self.shared.complete_until(waiting.is_some_and(|bytes| bytes > 0)),
         }
     }
 }

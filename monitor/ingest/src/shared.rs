@@ -1,13 +1,13 @@
 //! What the tasks of one monitor know together: metrics, connection, workers, queues, gaps.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kanchi_broker::{ConnectionReport, ConnectionState, Gap};
 use kanchi_domain::UnixMicros;
-use kanchi_store::GapRow;
+use kanchi_store::{ErrorKind, GapRow};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -19,6 +19,9 @@ const MAX_WAITING_GAPS: usize = 1_000;
 
 /// Queue names learned from `task-sent`.
 const MAX_QUEUES: usize = 1_000;
+
+/// A store that refuses batches for so long is told of.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Rates are over so long.
 const RATE_WINDOW: Duration = Duration::from_secs(30);
@@ -39,6 +42,10 @@ pub struct Shared {
     /// The stream had nothing more to give at this moment (milliseconds since the start).
     drained_ms: AtomicU64,
     connected: AtomicBool,
+    /// Arrival of the newest message read, and of the newest that is stored.
+    newest_arrived: AtomicI64,
+    newest_stored: AtomicI64,
+    store_failure: Mutex<Option<(Instant, ErrorKind)>>,
     started: Instant,
     /// The heartbeat is due at once.
     pub heartbeat_due: Notify,
@@ -76,6 +83,9 @@ impl Shared {
             drained_ms: AtomicU64::new(0),
             connected: AtomicBool::new(false),
             started: Instant::now(),
+            newest_arrived: AtomicI64::new(0),
+            newest_stored: AtomicI64::new(0),
+            store_failure: Mutex::default(),
             heartbeat_due: Notify::new(),
             connected_again: Notify::new(),
         }
@@ -136,6 +146,47 @@ impl Shared {
     pub fn is_caught_up(&self) -> bool {
         let drained = self.drained_ms.load(Ordering::Relaxed);
         self.is_connected() && drained > 0 && self.elapsed_ms().saturating_sub(drained) < 5_000
+    }
+
+    /// A message was read from the connection.
+    pub fn arrived(&self, at: UnixMicros) {
+        self.newest_arrived.fetch_max(at.0, Ordering::Relaxed);
+    }
+
+    /// Everything up to a message that arrived then is stored.
+    pub fn stored_through(&self, at: UnixMicros) {
+        self.newest_stored.fetch_max(at.0, Ordering::Relaxed);
+    }
+
+    /// Until when all that was published is stored, as far as this process knows: now while nothing waits, else the
+    /// arrival of the newest message stored. `spooled`: messages wait that an earlier process may have read.
+    pub fn complete_until(&self, spooled: bool) -> Option<UnixMicros> {
+        if !self.is_connected() {
+            return None;
+        }
+        // Asked first: what arrives from here on is later than that.
+        let now = self.now();
+        let stored = self.newest_stored.load(Ordering::Relaxed);
+        let waiting = spooled || stored < self.newest_arrived.load(Ordering::Relaxed);
+        if waiting {
+            Some(UnixMicros(stored)).filter(|at| at.0 > 0)
+        } else {
+            Some(now)
+        }
+    }
+
+    /// Storing a batch failed, or works again.
+    pub fn store_failing(&self, kind: Option<ErrorKind>) {
+        let mut failure = lock(&self.store_failure);
+        *failure = kind.map(|kind| (failure.map_or_else(Instant::now, |(since, _)| since), kind));
+    }
+
+    /// What has kept batches from being stored for a while; a single failed try is nobody's business.
+    pub fn store_failure(&self) -> Option<ErrorKind> {
+        let failure = *lock(&self.store_failure);
+        failure
+            .filter(|(since, _)| since.elapsed() >= STORE_PATIENCE)
+            .map(|(_, kind)| kind)
     }
 
     /// A gap was found: it is counted, told, and waits to be stored.

@@ -166,7 +166,10 @@ impl Pump {
     /// Passes on news of the connection and gaps; returns messages.
     fn news(&self, item: StreamItem) -> Option<Delivery> {
         match item {
-            StreamItem::Delivery(delivery) => return Some(delivery),
+            StreamItem::Delivery(delivery) => {
+                self.shared.arrived(delivery.arrived);
+                return Some(delivery);
+            }
             StreamItem::Gap(gap) => self.shared.gap(&gap),
             StreamItem::Connection(report) => self.shared.connection(report),
         }

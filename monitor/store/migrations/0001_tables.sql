@@ -220,8 +220,10 @@ create table kanchi.heartbeat (
     event_queue text,
     -- A new configuration was refused; the old one is in force.
     config_error text,
-    -- The newest heartbeat that said Connected: where the gap of a restart begins.
-    connected_at timestamptz
+    -- Why batches cannot be stored, although heartbeats can.
+    store_error text,
+    -- Everything that arrived before is stored: where the gap of a restart begins.
+    complete_until timestamptz
 ) with (fillfactor = 20);
 
 -- === What went wrong ===

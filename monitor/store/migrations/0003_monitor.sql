@@ -348,19 +348,20 @@ begin
     select * into r from jsonb_to_record(p_beat) as r (instance text, version text, connection text, reason text,
         message text, broker_version text, last_event_at bigint, lag_seconds double precision,
         events_per_second double precision, workers_online bigint, messages_queued bigint, spool_bytes bigint,
-        event_queue text, config_error text);
+        event_queue text, config_error text, store_error text, complete_until bigint);
     insert into kanchi.heartbeat as h values (b, clock_timestamp(), left(r.instance, 255), left(r.version, 64),
         left(r.connection, 64), left(r.reason, 64), left(r.message, 1024), left(r.broker_version, 255),
         kanchi.micros(r.last_event_at), r.lag_seconds, r.events_per_second, r.workers_online, r.messages_queued,
         r.spool_bytes, left(r.event_queue, 255), left(r.config_error, 1024),
-        case when r.connection = 'Connected' then clock_timestamp() end)
+        left(r.store_error, 64), kanchi.micros(r.complete_until))
     on conflict (broker_id) do update set beat_at = excluded.beat_at, instance = excluded.instance,
         version = excluded.version, connection = excluded.connection, reason = excluded.reason,
         message = excluded.message, broker_version = excluded.broker_version, last_event_at = excluded.last_event_at,
         lag_seconds = excluded.lag_seconds, events_per_second = excluded.events_per_second,
         workers_online = excluded.workers_online, messages_queued = excluded.messages_queued,
         spool_bytes = excluded.spool_bytes, event_queue = coalesce(excluded.event_queue, h.event_queue),
-        config_error = excluded.config_error, connected_at = coalesce(excluded.connected_at, h.connected_at);
+        config_error = excluded.config_error, store_error = excluded.store_error,
+        complete_until = coalesce(excluded.complete_until, h.complete_until);
     return was is null or was.connection is distinct from left(r.connection, 64)
         or was.reason is distinct from left(r.reason, 64);
 end $$;
@@ -382,10 +383,10 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
     where p_keep_sample
 $$;
 
--- What the process before this one left: when it was last connected, and the queue it used.
-create function kanchi.previous() returns table (connected_at timestamptz, event_queue text)
+-- What the process before this one left: until when its history is complete, and the queue it used.
+create function kanchi.previous() returns table (complete_until timestamptz, event_queue text)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select greatest(h.connected_at, kanchi.last_commit_at()), h.event_queue
+    select coalesce(h.complete_until, kanchi.last_commit_at()), h.event_queue
     from (select kanchi.current_broker() as broker_id) as b left join kanchi.heartbeat h using (broker_id)
 $$;
 

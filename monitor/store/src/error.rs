@@ -73,6 +73,30 @@ impl ErrorKind {
         }
     }
 
+    /// Returns the kind of this [name](Self::as_str); an unknown one is [`Other`](Self::Other).
+    pub fn from_name(name: &str) -> Self {
+        let known = [
+            Self::Unreachable,
+            Self::AuthenticationFailed,
+            Self::ConnectionLimit,
+            Self::TlsFailed,
+            Self::MigrationPending,
+            Self::SchemaTooNew,
+            Self::DiskFull,
+            Self::ReadOnly,
+            Self::StaleEpoch,
+            Self::Data,
+            Self::Timeout,
+            Self::Forbidden,
+            Self::ForeignInstallation,
+            Self::Invalid,
+        ];
+        known
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+            .unwrap_or(Self::Other)
+    }
+
     /// Whether waiting and trying the same call again can help.
     pub fn is_transient(self) -> bool {
         match self {

@@ -176,4 +176,8 @@ pub struct Heartbeat {
     pub event_queue: Option<String>,
     /// A new configuration was refused for this reason; the old one is in force. Cut at 1 kB.
     pub config_error: Option<String>,
+    /// [`ErrorKind`](crate::ErrorKind) of what keeps batches from being stored for some time now.
+    pub store_error: Option<String>,
+    /// Everything that arrived before is stored; `None`: as the heartbeat before said.
+    pub complete_until: Option<UnixMicros>,
 }

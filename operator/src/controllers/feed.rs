@@ -12,6 +12,7 @@ use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kanchi_crds::{CeleryBroker, CeleryBrokerStatus, ConditionType};
 use kanchi_runtime::Pulse;
+use kanchi_store::BrokerKey;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -143,7 +144,10 @@ fn sample(context: &Context, broker: &CeleryBroker, world: &World, now: Instant)
     let conditions = conditions
         .map(|condition| (condition.type_.clone(), condition.status.clone()))
         .collect();
-    let key = context.memory.with(&uid, |remembered| remembered.key);
+    let key = context
+        .memory
+        .with(&uid, |remembered| remembered.key)
+        .or_else(|| known_key(broker));
     let report = key.and_then(|key| world.report(key, now));
     let age = report.as_ref().and_then(|(_, age)| *age);
     let fresh = report.and_then(|(report, age)| {
@@ -157,8 +161,14 @@ fn sample(context: &Context, broker: &CeleryBroker, world: &World, now: Instant)
         workers: fresh.and_then(|heartbeat| heartbeat.workers_online),
         queued: fresh.and_then(|heartbeat| heartbeat.messages_queued),
         events_per_second: fresh.and_then(|heartbeat| heartbeat.events_per_second),
-        heartbeat_age: age.map(|age| age.as_secs_f64()),
+        // Without a monitor nobody is silent.
+        heartbeat_age: age.filter(|_| broker.spec.enabled).map(|age| age.as_secs_f64()),
     }
+}
+
+/// A new leader has not come to every object yet; what it would forget until then is in the status.
+fn known_key(broker: &CeleryBroker) -> Option<BrokerKey> {
+    broker.status.as_ref()?.store_key.map(BrokerKey)
 }
 
 /// Counts that are to be written.
@@ -179,6 +189,7 @@ fn due(context: &Context, broker: &CeleryBroker, world: &World, now: Instant) ->
     let (key, written) = context
         .memory
         .with(&uid, |remembered| (remembered.key, remembered.counts_written));
+    let key = key.or_else(|| known_key(broker));
     let counts = counts::of(world, key.filter(|_| broker.spec.enabled), now);
     match counts::change(&live, &counts) {
         counts::Change::Same => return None,

@@ -384,6 +384,7 @@ impl<'a> Session<'a> {
     fn hand_over(&mut self, first: AmqpDelivery, consumer: &mut Consumer) -> Result<Consumed, lapin::Error> {
         let mut batch = vec![self.convert(first)];
         let mut outcome = Ok(Consumed::More);
+        let mut emptied = false;
         while batch.len() < BATCH {
             match consumer.next().now_or_never() {
                 Some(Some(Ok(delivery))) => batch.push(self.convert(delivery)),
@@ -397,11 +398,16 @@ impl<'a> Session<'a> {
                 }
                 None => {
                     self.state.ledger.drained();
+                    emptied = self.state.ledger.paused_for().is_zero();
                     break;
                 }
             }
         }
-        self.task.complete_until = Some(now());
+        // Only an empty queue says that all that was published has come; below the prefetch, nothing is held back.
+        let (_held, _foreign, unacked) = self.state.ledger.held();
+        if emptied && unacked < usize::from(self.prefetch) {
+            self.task.complete_until = Some(now());
+        }
         self.task.handover.push(batch);
         outcome
     }
@@ -454,6 +460,10 @@ impl<'a> Session<'a> {
             }
             Ok(false) => {}
             Err(error) => tracing::debug!("failed to look for an overflow: {error}"),
+        }
+        let (_held, _foreign, unacked) = self.state.ledger.held();
+        if unacked == 0 && self.state.ledger.paused_for().is_zero() {
+            self.task.complete_until = Some(now());
         }
         if self.upkeeps.is_multiple_of(RENEWAL)
             && self.plan.is_classic()

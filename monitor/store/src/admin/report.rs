@@ -115,5 +115,7 @@ fn heartbeat(row: &PgRow) -> Heartbeat {
         spool_bytes: row.get::<Option<i64>, _>("spool_bytes").map(unsigned),
         event_queue: row.get("event_queue"),
         config_error: row.get("config_error"),
+        store_error: row.get("store_error"),
+        complete_until: row.get::<Option<i64>, _>("complete_until").map(UnixMicros),
     }
 }

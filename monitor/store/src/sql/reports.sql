@@ -3,6 +3,7 @@ select b.broker_id,
     h.instance, h.version, h.connection, h.reason, h.message, h.broker_version,
     (extract(epoch from h.last_event_at) * 1000000)::bigint as last_event_at,
     h.lag_seconds, h.events_per_second, h.workers_online, h.messages_queued, h.spool_bytes, h.event_queue, h.config_error,
+    h.store_error, (extract(epoch from h.complete_until) * 1000000)::bigint as complete_until,
     q.queue_names, q.queue_ready, q.queue_consumers,
     g.gaps_last_day, g.gaps_open
 from kanchi.broker b

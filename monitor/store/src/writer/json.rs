@@ -111,6 +111,8 @@ pub(super) fn heartbeat(beat: &Heartbeat) -> Value {
         "spool_bytes": beat.spool_bytes.map(count),
         "event_queue": beat.event_queue,
         "config_error": beat.config_error.as_deref().map(|error| head(error, 1024).replace('\0', "\u{fffd}")),
+        "store_error": beat.store_error,
+        "complete_until": time(beat.complete_until),
     })
 }
 

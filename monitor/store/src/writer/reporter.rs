@@ -39,9 +39,8 @@ pub struct Settled {
 /// What the process before this one left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Previous {
-    /// The newest heartbeat that said `Connected`, or the newest commit if that is later: where a restart's gap begins.
-    /// `None`: the very first start.
-    pub last_connected_at: Option<UnixMicros>,
+    /// Everything that arrived before is stored: where a restart's gap begins. `None`: the very first start.
+    pub complete_until: Option<UnixMicros>,
     /// RabbitMQ: the event queue it used.
     pub event_queue: Option<String>,
 }
@@ -217,13 +216,13 @@ impl StoreReporter {
         const OPERATION: &str = "look up the last process";
         let mut connection = self.link.take().await?;
         let query = sqlx::query(
-            "select (extract(epoch from connected_at) * 1000000)::bigint, event_queue from kanchi.previous()",
+            "select (extract(epoch from complete_until) * 1000000)::bigint, event_queue from kanchi.previous()",
         );
         let call = async {
             let row = query.fetch_one(&mut connection).await.during(OPERATION)?;
-            let last_connected_at = row.get::<Option<i64>, _>(0).map(UnixMicros);
+            let complete_until = row.get::<Option<i64>, _>(0).map(UnixMicros);
             Ok(Previous {
-                last_connected_at,
+                complete_until,
                 event_queue: row.get(1),
             })
         };

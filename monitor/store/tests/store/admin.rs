@@ -246,6 +246,8 @@ async fn reports_tell_what_monitors_said() {
         spool_bytes: Some(u64::MAX),
         event_queue: Some("q".into()),
         config_error: Some("bad".into()),
+        store_error: Some("Forbidden".into()),
+        complete_until: Some(UnixMicros(1_795_219_200_000_000)),
     };
     m.reporter.heartbeat(&beat).await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), hints.next())

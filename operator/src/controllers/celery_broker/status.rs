@@ -139,18 +139,31 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
     let reason = heartbeat.reason.as_deref().and_then(|reason| reason.parse().ok());
     let message = heartbeat.message.clone().unwrap_or_default();
     let broker = match (heartbeat.connection.as_str(), reason) {
+        (_, _) if heartbeat.reason.as_deref() == Some(MONITOR_STOPPED) => Some(Verdict::unknown(
+            Reason::NotReportedYet,
+            "the monitor was stopped; its successor has not reported yet",
+        )),
         ("Connected", _) => Some(Verdict::yes(Reason::Connected, "the monitor is connected")),
         // Between two attempts the last failure stands.
         ("Connecting", None) => None,
         (_, reason) => Some(Verdict::no(reason.unwrap_or(Reason::ConnectionLost), message)),
     };
-    let store = Verdict::yes(Reason::Writing, "the monitor writes to the store");
+    let store = match heartbeat.store_error.as_deref() {
+        None => Verdict::yes(Reason::Writing, "the monitor writes to the store"),
+        Some(kind) => Verdict::no(
+            store_reason(ErrorKind::from_name(kind)),
+            format!("the monitor's batches are not stored: {kind}; its log says more"),
+        ),
+    };
     WorldView {
         broker,
         store: Some(store),
         version: heartbeat.broker_version.clone(),
     }
 }
+
+/// What a monitor says in its last heartbeat.
+const MONITOR_STOPPED: &str = "MonitorStopped";
 
 fn store_reason(kind: ErrorKind) -> Reason {
     match kind {

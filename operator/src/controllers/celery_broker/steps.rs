@@ -201,8 +201,11 @@ pub(super) fn explain(outcome: &Result<Next, Error>, facts: &mut Facts) {
                 dereference::Error::SecretNotFound { .. } => Reason::SecretNotFound,
                 dereference::Error::KeyMissing { .. } => Reason::SecretKeyMissing,
                 dereference::Error::Forbidden { .. } => Reason::SecretForbidden,
-                // Nothing is known, and nothing said before is wrong.
-                dereference::Error::Api(_) => return,
+                // Nothing new is known, and nothing said before is wrong; but this generation is not carried out either.
+                dereference::Error::Api(_) => {
+                    facts.blocked = Some(Verdict::new(Status::Unknown, Reason::Progressing, error.to_string()));
+                    return;
+                }
             };
             facts.references = no(reason, error);
         }
@@ -232,6 +235,9 @@ pub(super) fn explain(outcome: &Result<Next, Error>, facts: &mut Facts) {
         }
         Error::Apply(error) => facts.blocked = no(Reason::ApplyFailed, error),
         Error::Build(error) => facts.blocked = no(Reason::ApplyFailed, error),
-        Error::Read(_) | Error::Status(_) | Error::Finalizer(_) | Error::Delete(_) | Error::Timeout(_) => {}
+        Error::Read(_) | Error::Timeout(_) => {
+            facts.blocked = Some(Verdict::new(Status::Unknown, Reason::Progressing, error.to_string()));
+        }
+        Error::Status(_) | Error::Finalizer(_) | Error::Delete(_) => {}
     }
 }
