@@ -22,8 +22,23 @@ language sql immutable as $$
     select case when p_class >= 365 then 30 when p_class >= 90 then 7 else 1 end
 $$;
 
+-- Days of the rows that no upkeep had prepared for: with the operator away for longer than it prepares ahead.
+create function kanchi.stranded_days() returns table (table_name text, class integer, day integer)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    foreach table_name in array array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample'] loop
+        foreach class in array array[1, 3, 7, 14, 30, 90, 365] loop
+            for day in execute format('select distinct floor(extract(epoch from stored_at) / 86400)::integer
+                from kanchi.%I', table_name || '_' || class || '_default')
+            loop
+                return next;
+            end loop;
+        end loop;
+    end loop;
+end $$;
+
 -- Partitions that should be there and are not: from a day back (a transaction may have begun before midnight) to
--- `p_ahead_days` from now.
+-- `p_ahead_days` from now, and where rows lie that have none.
 create function kanchi.missing_partitions(p_now timestamptz, p_ahead_days integer)
 returns table (parent text, leaf text, from_at timestamptz, to_at timestamptz)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -35,11 +50,16 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
             timestamptz 'epoch' + make_interval(days => day / width * width) as start_at,
             table_name || '_' || class || '_'
                 || to_char(date '1970-01-01' + day / width * width, 'YYYYMMDD') as leaf_name
-        from unnest(array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample']) as table_name,
-            (select c as class, kanchi.partition_days(c) as width from unnest(array[1, 3, 7, 14, 30, 90, 365]) as c) as classes,
-            generate_series(
-                (extract(epoch from p_now) / 86400)::integer - 1,
-                (extract(epoch from p_now) / 86400)::integer + p_ahead_days) as day
+        from (
+            select table_name, class, kanchi.partition_days(class) as width, day
+            from unnest(array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample']) as table_name,
+                unnest(array[1, 3, 7, 14, 30, 90, 365]) as class,
+                generate_series(
+                    (extract(epoch from p_now) / 86400)::integer - 1,
+                    (extract(epoch from p_now) / 86400)::integer + p_ahead_days) as day
+            union
+            select table_name, class, kanchi.partition_days(class), day from kanchi.stranded_days()
+        ) as days
     ) as wanted
     where to_regclass(format('kanchi.%I', leaf_name)) is null
     order by start_at, leaf_name

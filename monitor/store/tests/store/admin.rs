@@ -171,6 +171,24 @@ async fn partitions_are_made_ahead_and_dropped_when_their_class_is_over() {
 }
 
 #[tokio::test]
+async fn what_was_stored_while_nobody_kept_partitions_is_dropped_in_its_time() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
+    let batch = Batch {
+        chunks: vec![chunk(ID, &whole)],
+        ..batch(m.epoch, vec![live(ID, &whole, false)])
+    };
+    m.writer.commit(&batch).await.unwrap();
+    let counts = "select (select count(*) from kanchi.event_chunk), (select count(*) from kanchi.task)";
+    world.admin.upkeep(days_from_now(6)).await.unwrap();
+    assert_eq!(world.sql(counts), "1|1");
+    assert_eq!(world.sql("select count(*) from only kanchi.event_chunk_7_default"), "0");
+    world.admin.upkeep(days_from_now(30)).await.unwrap();
+    assert_eq!(world.sql(counts), "0|0");
+}
+
+#[tokio::test]
 async fn the_number_of_partitions_is_bounded() {
     let world = World::new().await;
     let mut most = 0;
