@@ -144,7 +144,8 @@ async fn every_kind(scope: &Scope, transport: Transport, image: &str, renamed: &
 async fn start(scope: &Scope, transport: Transport, image: &str) -> anyhow::Result<Shop> {
     scope.watch(transport).await?;
     let options = ShopOptions {
-        concurrency: 8,
+        // A terminated task costs its process, and a new one takes a second: many, so that this does not take all the time.
+        concurrency: 32,
         ..ShopOptions::new("shop", image, &transport.shop_url())
     };
     scope.cluster.start_shop(&scope.namespace, &options).await
