@@ -45,6 +45,13 @@ pub struct Args {
     /// File with the certificate authorities of Postgres, PEM.
     #[arg(long, env = "KANCHI_STORE_CA_FILE")]
     pub store_ca_file: Option<PathBuf>,
+    /// Role that all monitors share where the store's role may not create one for each: `kanchi_m_shared` or
+    /// `kanchi_m_shared_<word>`.
+    #[arg(long, env = "KANCHI_STORE_SHARED_ROLE", default_value = "kanchi_m_shared")]
+    pub store_shared_role: String,
+    /// File with that role's password; without it no role is shared.
+    #[arg(long, env = "KANCHI_STORE_SHARED_PASSWORD_FILE")]
+    pub store_shared_password_file: Option<PathBuf>,
     /// `host[:port]` of Postgres as monitors reach it, where that differs from the URL.
     #[arg(long, env = "KANCHI_MONITOR_STORE_ADDRESS")]
     pub monitor_store_address: Option<String>,

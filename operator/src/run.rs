@@ -183,6 +183,8 @@ fn context(
     let source = StoreSource {
         url_file: args.store_url_file.clone(),
         ca_file: args.store_ca_file.clone(),
+        shared_role: args.store_shared_role.clone(),
+        shared_password_file: args.store_shared_password_file.clone(),
         monitor_address: args
             .monitor_store_address
             .clone()

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use kanchi_runtime::clock::now_micros;
-use kanchi_store::{BrokerKey, Deleted, ErrorKind, Hints, HourCounts, MonitorReport, StoreAdmin, StoreUrl, UnixMicros};
+use kanchi_store::{
+    BrokerKey, Deleted, ErrorKind, Hints, HourCounts, MonitorReport, SharedRole, StoreAdmin, StoreUrl, UnixMicros,
+};
 use tokio::sync::watch;
 
 use crate::backoff;
@@ -42,7 +44,7 @@ const LONG_LIMIT: Duration = Duration::from_mins(30);
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file with the URL or the certificate authorities cannot be read.
+    /// A file with the URL, the certificate authorities or a password cannot be read.
     #[error("failed to read {path}")]
     File {
         /// Which.
@@ -111,19 +113,41 @@ pub struct StoreSource {
     pub url_file: PathBuf,
     /// File with certificate authorities.
     pub ca_file: Option<PathBuf>,
+    /// Name of the role that monitors share where the owner may not create roles.
+    pub shared_role: String,
+    /// File with its password; without it no role is shared.
+    pub shared_password_file: Option<PathBuf>,
     /// `host[:port]` for monitors.
     pub monitor_address: Option<String>,
 }
 
+/// How the store is entered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The owner's URL.
+    pub owner: StoreUrl,
+    /// The role that monitors share, if they have to.
+    pub shared: Option<SharedRole>,
+}
+
 impl StoreSource {
-    /// Reads the owner's URL.
-    pub async fn read(&self) -> Result<StoreUrl, Error> {
+    /// Reads the files.
+    pub async fn read(&self) -> Result<Credentials, Error> {
         let text = read(&self.url_file).await?;
         let url = StoreUrl::parse(&String::from_utf8_lossy(&text)).map_err(Error::Store)?;
-        Ok(match &self.ca_file {
+        let owner = match &self.ca_file {
             Some(path) => url.with_ca(read(path).await?),
             None => url,
-        })
+        };
+        let shared = match &self.shared_password_file {
+            Some(path) => {
+                let password = read(path).await?;
+                let role = SharedRole::new(&self.shared_role, &String::from_utf8_lossy(&password));
+                Some(role.map_err(Error::Store)?)
+            }
+            None => None,
+        };
+        Ok(Credentials { owner, shared })
     }
 
     /// Returns a monitor's URL as monitors must write it: their own address, no paths of the operator's files.
@@ -148,10 +172,7 @@ impl StoreSource {
             .filter(|(key, _)| !matches!(key.as_ref(), "sslrootcert" | "sslcert" | "sslkey" | "sslpassword"))
             .map(|(key, value)| (key.into_owned(), value.into_owned()))
             .collect();
-        url.set_query(None);
-        if !kept.is_empty() {
-            url.query_pairs_mut().extend_pairs(kept);
-        }
+        kanchi_store::url::set_query(&mut url, &kept);
         Ok(url.into())
     }
 }
@@ -229,7 +250,7 @@ pub struct StoreLink {
 struct Inner {
     source: StoreSource,
     /// Set while the link is up.
-    admin: RwLock<Option<(StoreAdmin, StoreUrl)>>,
+    admin: RwLock<Option<(StoreAdmin, Credentials)>>,
     world: watch::Sender<Arc<World>>,
     /// Brokers whose resource is gone. Bounded by the number of brokers.
     gone: Mutex<BTreeMap<BrokerKey, (Farewell, String)>>,
@@ -250,7 +271,7 @@ impl StoreLink {
     }
 
     /// Returns the store when it can be used now.
-    pub fn admin(&self) -> Result<(StoreAdmin, StoreUrl), Error> {
+    pub fn admin(&self) -> Result<(StoreAdmin, Credentials), Error> {
         let admin = self.inner.admin.read().unwrap_or_else(PoisonError::into_inner);
         admin.clone().ok_or_else(|| Error::Down(self.why_down()))
     }
@@ -299,11 +320,11 @@ impl StoreLink {
         let mut failures = 0;
         loop {
             let failed = match self.connect(installation).await {
-                Ok((admin, url)) => {
+                Ok((admin, credentials)) => {
                     failures = 0;
-                    match self.serve(&admin, &url).await {
-                        Ended::UrlChanged => {
-                            tracing::info!("the store URL changed, connecting again");
+                    match self.serve(&admin, &credentials).await {
+                        Ended::CredentialsChanged => {
+                            tracing::info!("the store's credentials changed, connecting again");
                             continue;
                         }
                         Ended::Failed(error) => error,
@@ -317,19 +338,22 @@ impl StoreLink {
         }
     }
 
-    async fn connect(&self, installation: &str) -> Result<(StoreAdmin, StoreUrl), Error> {
-        let url = self.inner.source.read().await?;
-        let admin = bounded("connect to the store", REQUEST_LIMIT, StoreAdmin::connect(&url)).await?;
+    async fn connect(&self, installation: &str) -> Result<(StoreAdmin, Credentials), Error> {
+        let credentials = self.inner.source.read().await?;
+        let url = &credentials.owner;
+        let admin = bounded("connect to the store", REQUEST_LIMIT, StoreAdmin::connect(url)).await?;
+        let admin = admin.with_shared_role(credentials.shared.clone());
         bounded("migrate the store", LONG_LIMIT, admin.migrate()).await?;
         bounded("claim the store", REQUEST_LIMIT, admin.claim_installation(installation)).await?;
         upkeep(&admin).await?;
         tracing::info!(store.endpoint = %url.endpoint(), "store claimed and migrated");
-        Ok((admin, url))
+        Ok((admin, credentials))
     }
 
-    /// Polls, retires and does the upkeep until something fails or the URL's file changes.
-    async fn serve(&self, admin: &StoreAdmin, url: &StoreUrl) -> Ended {
-        *self.inner.admin.write().unwrap_or_else(PoisonError::into_inner) = Some((admin.clone(), url.clone()));
+    /// Polls, retires and does the upkeep until something fails or a file changes.
+    async fn serve(&self, admin: &StoreAdmin, credentials: &Credentials) -> Ended {
+        let link = (admin.clone(), credentials.clone());
+        *self.inner.admin.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
         let mut hints = None;
         let mut upkeep_at = Instant::now() + backoff::jittered(UPKEEP);
         let mut hours_at = Instant::now();
@@ -344,11 +368,11 @@ impl StoreLink {
                     return Ended::Failed(error);
                 }
             }
-            // A rotated URL is taken over; a file that is being replaced is looked at again.
+            // Rotated credentials are taken over; a file that is being replaced is looked at again.
             if let Ok(now) = self.inner.source.read().await
-                && now != *url
+                && now != *credentials
             {
-                return Ended::UrlChanged;
+                return Ended::CredentialsChanged;
             }
             wait_for_news(admin, &mut hints).await;
         }
@@ -415,7 +439,7 @@ async fn say_farewell(admin: &StoreAdmin, key: BrokerKey, farewell: Farewell) ->
 
 /// Why a connection was given up.
 enum Ended {
-    UrlChanged,
+    CredentialsChanged,
     Failed(Error),
 }
 
@@ -466,6 +490,8 @@ mod tests {
         StoreSource {
             url_file: "/none".into(),
             ca_file: None,
+            shared_role: "kanchi_m_shared".to_owned(),
+            shared_password_file: None,
             monitor_address: address.map(str::to_owned),
         }
     }
@@ -484,6 +510,9 @@ mod tests {
             "postgres://u:p%40w@bouncer.db.svc:6432/kanchi?sslmode=verify-full"
         );
         assert!(source(Some("host:port")).for_monitors(&url).is_err());
+        let url = StoreUrl::parse("postgres://u:p@db/kanchi?sslkey=/k&options=-c%20kanchi.broker%3D42").unwrap();
+        let shared = source(None).for_monitors(&url).unwrap();
+        assert_eq!(shared, "postgres://u:p@db/kanchi?options=-c%20kanchi.broker%3D42");
     }
 
     #[test]

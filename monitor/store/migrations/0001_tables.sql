@@ -2,9 +2,25 @@
 --
 -- Three columns are never written by a monitor, so that a stolen monitor role cannot lie in them:
 --   broker_id       derived from the login role (kanchi_m_42 -> 42), never from what the client says; the owner, whose
---                   name has no number there, must name the column and gets an error otherwise
+--                   name has no number there, must name the column and gets an error otherwise. Only where monitors
+--                   have to share one role (kanchi_m_shared) does the connection say it
 --   stored_at       the server's clock: it chooses the partition, so no client's clock can aim at a missing one
 --   first_seen_at   the same for live rows
+
+-- The broker of a session whose login role all monitors share: what the connection's options said (kanchi.broker=42).
+-- A role with a number in its name never gets here, so the setting does nothing for it. Run as the caller, without a
+-- search path of its own: it is called for each row of a COPY, and whom it deceives is the caller.
+create function kanchi.shared_broker() returns integer
+language plpgsql stable as $$
+declare
+    said text := pg_catalog.current_setting('kanchi.broker', true);
+begin
+    if coalesce(said, '') !~ '^[1-9][0-9]{0,8}$' then
+        raise exception 'the shared role % must say its broker: kanchi.broker is not set to a key', session_user
+            using errcode = 'KN002';
+    end if;
+    return said::integer;
+end $$;
 
 -- === Who ===
 
@@ -56,7 +72,8 @@ create index batch_committed on kanchi.batch (broker_id, committed_at);
 -- === Events: one row per task and batch ===
 
 create table kanchi.event_chunk (
-    broker_id integer not null default substring(session_user from 10)::integer,
+    broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
+        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
     retention_days smallint not null,
     stored_at timestamptz not null default now(),
     task_id text,
@@ -72,7 +89,8 @@ create index event_chunk_task on kanchi.event_chunk (hashtextextended(task_id, 0
 
 -- Not yet final, or final a moment ago. Everything is in `facts`; the few other columns serve lists.
 create table kanchi.task_live (
-    broker_id integer not null default substring(session_user from 10)::integer,
+    broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
+        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
     task_id text not null check (octet_length(task_id) between 1 and 255),
     first_seen_at timestamptz not null default now(),
     facts bytea not null,
@@ -101,7 +119,8 @@ end $$;
 -- Final tasks. No unique key on (broker_id, task_id): it would have to contain the partition key. One row per task is
 -- the writer's work: see kanchi.take_history.
 create table kanchi.task (
-    broker_id integer not null default substring(session_user from 10)::integer,
+    broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
+        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
     retention_days smallint not null,
     stored_at timestamptz not null default now(),
     task_id text not null check (octet_length(task_id) between 1 and 255),

@@ -13,11 +13,21 @@ $$;
 
 create function kanchi.current_broker() returns integer
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer;
 begin
-    if session_user !~ '^kanchi_m_[0-9]{1,9}$' then
+    if session_user ~ '^kanchi_m_[0-9]{1,9}$' then
+        return substring(session_user from 10)::integer;
+    end if;
+    if not starts_with(session_user, 'kanchi_m_shared') then
         raise exception 'role % is not the role of a monitor', session_user using errcode = 'KN002';
     end if;
-    return substring(session_user from 10)::integer;
+    b := kanchi.shared_broker();
+    -- A retired broker's own role cannot log in any more; the shared one can.
+    if not exists (select from kanchi.broker where broker_id = b and retired_at is null) then
+        raise exception 'broker % is not known', b using errcode = 'KN002';
+    end if;
+    return b;
 end $$;
 
 create function kanchi.micros(p_value bigint) returns timestamptz

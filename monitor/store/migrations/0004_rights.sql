@@ -8,12 +8,43 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select 'kanchi_db_' || oid from pg_database where datname = current_database()
 $$;
 
+-- Gives a role what a monitor needs: the group of the monitors' own roles, or the role that all of them share.
+create function kanchi.grant_to(p_role text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    item text;
+begin
+    execute format('grant connect on database %I to %I', current_database(), p_role);
+    execute format('grant usage on schema kanchi to %I', p_role);
+    -- Neither broker_id nor stored_at nor first_seen_at.
+    execute format('grant insert (retention_days, task_id, first_at, event_count, events) on kanchi.event_chunk to %I', p_role);
+    execute format('grant insert (task_id, facts, state, name, queue, worker, due_at) on kanchi.task_live to %I', p_role);
+    execute format('grant insert (retention_days, task_id, state, mark, name, queue, queue_inferred, worker, retries, root_id,
+        parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args, kwargs, result, exception,
+        facts) on kanchi.task to %I', p_role);
+    for item in select relname from pg_class
+        where relnamespace = 'kanchi'::regnamespace and relkind = 'v' and relname like 'own\_%'
+    loop
+        execute format('grant select on kanchi.%I to %I', item, p_role);
+    end loop;
+    foreach item in array array[
+        'schema_version()', 'shared_broker()', 'current_broker()', 'begin_epoch(text)',
+        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, smallint, jsonb, jsonb)',
+        'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])',
+        'load_facts(text[])', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
+        'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',
+        'take_live(text[])',
+        'beat(jsonb)', 'save_queues(bigint, jsonb, boolean)', 'save_workers(jsonb, boolean)', 'previous()', 'save_gaps(jsonb)']
+    loop
+        execute format('grant execute on function kanchi.%s to %I', item, p_role);
+    end loop;
+end $$;
+
 -- Run by the migrator after each change of the schema. False: this user may not create roles.
 create function kanchi.grant_rights() returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     monitors text := kanchi.monitor_group();
-    item text;
 begin
     revoke all on schema kanchi from public;
     revoke all on all tables in schema kanchi from public;
@@ -32,29 +63,6 @@ begin
         end if;
         execute format('create role %I nologin', monitors);
     end if;
-    execute format('grant connect on database %I to %I', current_database(), monitors);
-    execute format('grant usage on schema kanchi to %I', monitors);
-    -- Neither broker_id nor stored_at nor first_seen_at.
-    execute format('grant insert (retention_days, task_id, first_at, event_count, events) on kanchi.event_chunk to %I', monitors);
-    execute format('grant insert (task_id, facts, state, name, queue, worker, due_at) on kanchi.task_live to %I', monitors);
-    execute format('grant insert (retention_days, task_id, state, mark, name, queue, queue_inferred, worker, retries, root_id,
-        parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args, kwargs, result, exception,
-        facts) on kanchi.task to %I', monitors);
-    for item in select relname from pg_class
-        where relnamespace = 'kanchi'::regnamespace and relkind = 'v' and relname like 'own\_%'
-    loop
-        execute format('grant select on kanchi.%I to %I', item, monitors);
-    end loop;
-    foreach item in array array[
-        'schema_version()', 'current_broker()', 'begin_epoch(text)',
-        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, smallint, jsonb, jsonb)',
-        'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])',
-        'load_facts(text[])', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
-        'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',
-        'take_live(text[])',
-        'beat(jsonb)', 'save_queues(bigint, jsonb, boolean)', 'save_workers(jsonb, boolean)', 'previous()', 'save_gaps(jsonb)']
-    loop
-        execute format('grant execute on function kanchi.%s to %I', item, monitors);
-    end loop;
+    perform kanchi.grant_to(monitors);
     return true;
 end $$;

@@ -3,6 +3,7 @@
 mod broker;
 mod report;
 mod role;
+mod shared;
 mod upkeep;
 
 use std::time::Duration;
@@ -13,6 +14,8 @@ use sqlx::{Connection, Executor, PgPool, Row};
 pub use broker::{BrokerKey, BrokerSpec, Deleted};
 pub use report::{HourCounts, MonitorReport, TopQueue};
 pub use role::RoleMode;
+pub use shared::SharedRole;
+pub(crate) use shared::grant_migrated;
 pub use upkeep::Upkeep;
 
 use crate::connection::{self, within};
@@ -30,6 +33,8 @@ const CONNECTIONS: u32 = 4;
 pub struct StoreAdmin {
     url: StoreUrl,
     pool: PgPool,
+    /// For monitors, where this user may not create roles.
+    shared: Option<SharedRole>,
 }
 
 impl StoreAdmin {
@@ -49,7 +54,11 @@ impl StoreAdmin {
             .connect_with(url.connect_options(APPLICATION)?)
             .await
             .during(OPERATION)?;
-        Ok(Self { url: url.clone(), pool })
+        Ok(Self {
+            url: url.clone(),
+            pool,
+            shared: None,
+        })
     }
 
     /// Ends all connections.
@@ -67,7 +76,7 @@ impl StoreAdmin {
             .execute("set statement_timeout = 0; set lock_timeout = '60s'")
             .await
             .during(OPERATION)?;
-        let result = migration::run(&mut connection).await;
+        let result = migration::run(&mut connection, self.shared.as_ref()).await;
         connection::close(connection).await;
         result
     }

@@ -21,7 +21,8 @@ mod migration;
 mod scram;
 
 pub use admin::{
-    BrokerKey, BrokerSpec, Deleted, Hints, HourCounts, MonitorReport, RoleMode, StoreAdmin, TopQueue, Upkeep,
+    BrokerKey, BrokerSpec, Deleted, Hints, HourCounts, MonitorReport, RoleMode, SharedRole, StoreAdmin, TopQueue,
+    Upkeep,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use kanchi_domain::UnixMicros;

@@ -2,6 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
+use crate::admin::{SharedRole, grant_migrated};
 use crate::error::{During, Error, ErrorKind, Result};
 
 struct Migration {
@@ -42,7 +43,7 @@ const OLDEST_SERVER: i32 = 130_000;
 const OPERATION: &str = "migrate the schema";
 
 /// Brings the schema to [`LATEST`]. Several may try at once: a row lock lets one work and the others wait.
-pub(crate) async fn run(connection: &mut PgConnection) -> Result<()> {
+pub(crate) async fn run(connection: &mut PgConnection, shared: Option<&SharedRole>) -> Result<()> {
     check_server(connection).await?;
     bootstrap(connection).await?;
     let mut transaction = connection.begin().await.during(OPERATION)?;
@@ -66,6 +67,9 @@ pub(crate) async fn run(connection: &mut PgConnection) -> Result<()> {
         if !own_roles {
             tracing::warn!("the store's user may not create roles: monitors cannot have one each");
         }
+    }
+    if let Some(shared) = shared {
+        grant_migrated(&mut transaction, shared).await?;
     }
     transaction.commit().await.during(OPERATION)
 }

@@ -44,10 +44,12 @@ impl StoreUrl {
     /// Returns the same server and database for another role.
     pub fn for_role(&self, role: &str, password: &str) -> Result<Self> {
         let mut other = self.clone();
+        // The one character that the URL would not encode.
+        let password = password.replace('%', "%25");
         let done = other
             .url
             .set_username(role)
-            .and_then(|()| other.url.set_password(Some(password)));
+            .and_then(|()| other.url.set_password(Some(&password)));
         done.map_err(|()| Error::new(ErrorKind::Invalid, "write a store URL", "the URL takes no credentials"))?;
         Ok(other)
     }
@@ -65,6 +67,23 @@ impl StoreUrl {
             .set_port(port.or(self.url.port()))
             .map_err(|()| failed("the URL takes no port"))?;
         Ok(other)
+    }
+
+    /// Returns the same URL with a setting that each connection has from its start.
+    pub(crate) fn with_setting(&self, name: &str, value: &str) -> Self {
+        let mut options = format!("-c {name}={value}");
+        let mut pairs = Vec::new();
+        for (key, before) in self.url.query_pairs() {
+            match key.as_ref() {
+                // The last one of a name wins.
+                "options" => options = format!("{before} {options}"),
+                _ => pairs.push((key.into_owned(), before.into_owned())),
+            }
+        }
+        pairs.push(("options".to_owned(), options));
+        let mut other = self.clone();
+        set_query(&mut other.url, &pairs);
+        other
     }
 
     /// Returns the URL with its password, to be written into a Secret and nowhere else.
@@ -104,6 +123,17 @@ impl StoreUrl {
         }
         Ok(options)
     }
+}
+
+/// Writes query parameters into a Postgres URL: libpq, unlike a web form, takes no plus sign for a blank.
+pub fn set_query(url: &mut Url, pairs: &[(String, String)]) {
+    if pairs.is_empty() {
+        url.set_query(None);
+        return;
+    }
+    url.query_pairs_mut().clear().extend_pairs(pairs);
+    let written = url.query().map(|query| query.replace('+', "%20"));
+    url.set_query(written.as_deref());
 }
 
 impl fmt::Display for StoreUrl {
@@ -146,6 +176,22 @@ mod tests {
         let again = StoreUrl::parse(other.expose()).unwrap();
         assert_eq!(again, other);
         assert_eq!(other.role(), "kanchi_m_1");
+        let encoded = url.for_role("kanchi_m_1", "%41+").unwrap();
+        assert_eq!(encoded.expose(), "postgres://kanchi_m_1:%2541+@db/kanchi");
+    }
+
+    #[test]
+    fn a_setting_joins_the_options_that_are_there() {
+        let url = StoreUrl::parse("postgres://kanchi:x@db/kanchi?options=-c%20jit=off&sslmode=require").unwrap();
+        assert_eq!(
+            url.with_setting("kanchi.broker", "42").expose(),
+            "postgres://kanchi:x@db/kanchi?sslmode=require&options=-c%20jit%3Doff%20-c%20kanchi.broker%3D42"
+        );
+        let url = StoreUrl::parse("postgres://kanchi:x@db/kanchi").unwrap();
+        assert_eq!(
+            url.with_setting("kanchi.broker", "42").expose(),
+            "postgres://kanchi:x@db/kanchi?options=-c%20kanchi.broker%3D42"
+        );
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod world;
 
 #[path = "store/admin.rs"]
 mod admin;
+#[path = "store/shared_role.rs"]
+mod shared_role;
 #[path = "store/tenancy.rs"]
 mod tenancy;
 #[path = "store/writer.rs"]

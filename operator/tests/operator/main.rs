@@ -10,3 +10,4 @@ mod leadership;
 mod references;
 mod reports;
 mod rollouts;
+mod shared_role;

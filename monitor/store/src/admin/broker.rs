@@ -78,13 +78,17 @@ impl StoreAdmin {
         query.execute(&self.pool).await.during("set the retention").map(drop)
     }
 
-    /// Takes the right to log in from a broker's role and ends its sessions; history stays and is adopted by
-    /// [`Self::ensure_broker`].
+    /// Takes the right to log in from a broker's own role and ends its sessions, and fences its writer: a role that
+    /// brokers share goes on. History stays and is adopted by [`Self::ensure_broker`].
     pub async fn retire_broker(&self, key: BrokerKey) -> Result<()> {
         const OPERATION: &str = "retire a broker";
         self.lock_role(key).await?;
-        let query =
-            sqlx::query("update kanchi.broker set retired_at = now() where broker_id = $1 and retired_at is null");
+        let query = sqlx::query(
+            "with retired as (
+                update kanchi.broker set retired_at = now() where broker_id = $1 and retired_at is null
+                returning broker_id)
+             update kanchi.writer w set epoch = w.epoch + 1 from retired where w.broker_id = retired.broker_id",
+        );
         query.bind(key.0).execute(&self.pool).await.during(OPERATION).map(drop)
     }
 

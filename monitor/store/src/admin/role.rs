@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Executor, Row};
 
-use crate::admin::{BrokerKey, StoreAdmin};
+use crate::admin::{BrokerKey, StoreAdmin, shared};
 use crate::error::{During, Error, ErrorKind, Result};
 use crate::scram;
 use crate::url::StoreUrl;
@@ -12,8 +12,7 @@ use crate::url::StoreUrl;
 pub enum RoleMode {
     /// Each broker has a role of its own: the Secret in a tenant's namespace opens that tenant's rows only.
     Own,
-    /// The owner may not create roles: monitors share one, and so do tenants. Not built yet:
-    /// [`StoreAdmin::ensure_role`] then fails with [`ErrorKind::Forbidden`] and says what to grant.
+    /// The store's user may not create roles: monitors share one, and so do tenants.
     Shared,
 }
 
@@ -43,6 +42,9 @@ impl StoreAdmin {
     ///
     /// The server gets a SCRAM verifier, so neither its log nor its statistics ever see the password. The password
     /// must be ASCII without control characters.
+    ///
+    /// Where the store's user lacks CREATEROLE, the role of [`Self::with_shared_role`] is used instead, if there is one.
+    /// Only then: any other failure is an error, for a mistake must not quietly cost the isolation.
     pub async fn ensure_role(&self, key: BrokerKey, password: &str) -> Result<RoleMode> {
         const OPERATION: &str = "ensure a role";
         if password.len() < 16 || !password.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -53,9 +55,12 @@ impl StoreAdmin {
             ));
         }
         let mut transaction = self.pool.begin().await.during(OPERATION)?;
+        if !shared::may_create_roles(&mut transaction).await? {
+            drop(transaction);
+            return self.share_role().await;
+        }
         let query = sqlx::query(
-            "select (select rolcreaterole or rolsuper from pg_roles where rolname = current_user),
-                kanchi.monitor_group(), exists (select from pg_roles where rolname = $1),
+            "select kanchi.monitor_group(), exists (select from pg_roles where rolname = $1),
                 exists (select from pg_roles where rolname = kanchi.monitor_group())",
         );
         let row = query
@@ -63,13 +68,8 @@ impl StoreAdmin {
             .fetch_one(&mut *transaction)
             .await
             .during(OPERATION)?;
-        let (may, group, exists): (bool, String, bool) = (row.get(0), row.get(1), row.get(2));
-        if !may {
-            let message = "the store's user may not create roles, and without roles tenants would share one: \
-                           run \"alter role <user> createrole\" as an administrator of Postgres";
-            return Err(Error::new(ErrorKind::Forbidden, OPERATION, message));
-        }
-        if !row.get::<bool, _>(3) {
+        let (group, exists): (String, bool) = (row.get(0), row.get(1));
+        if !row.get::<bool, _>(2) {
             // The right to create roles came after the migration, or the database was restored under a new number.
             transaction
                 .execute("select kanchi.grant_rights()")
@@ -88,14 +88,30 @@ impl StoreAdmin {
         Ok(RoleMode::Own)
     }
 
-    /// Returns the URL that a broker's monitor uses.
+    async fn share_role(&self) -> Result<RoleMode> {
+        let Some(shared) = &self.shared else {
+            let message = "the store's user may not create roles: run \"alter role <user> createrole\" as an \
+                           administrator of Postgres, or let all monitors, and so all tenants, share one role by the \
+                           chart's store.sharedRole (docs/install.md)";
+            return Err(Error::new(ErrorKind::Forbidden, "ensure a role", message));
+        };
+        self.ensure_shared(shared).await?;
+        Ok(RoleMode::Shared)
+    }
+
+    /// Returns the URL that a broker's monitor uses. A shared role has a password of its own, and says its broker by an
+    /// option of the connection: set once it is open, a pooler would hand the setting on to other brokers' monitors.
     pub fn monitor_url(&self, key: BrokerKey, mode: RoleMode, password: &str) -> Result<StoreUrl> {
-        match mode {
-            RoleMode::Own => self.url.for_role(&key.role(), password),
-            RoleMode::Shared => Err(Error::new(
+        match (mode, &self.shared) {
+            (RoleMode::Own, _) => self.url.for_role(&key.role(), password),
+            (RoleMode::Shared, Some(shared)) => {
+                let url = self.url.for_role(shared.name(), shared.password())?;
+                Ok(url.with_setting("kanchi.broker", &key.0.to_string()))
+            }
+            (RoleMode::Shared, None) => Err(Error::new(
                 ErrorKind::Invalid,
                 "write a store URL",
-                "shared roles are not built yet",
+                "no shared role is configured",
             )),
         }
     }

@@ -54,6 +54,19 @@ impl World {
         Self { server, admin, owner }
     }
 
+    /// A database whose user may not create roles, and no role to share yet.
+    pub(crate) async fn without_createrole() -> Self {
+        let server = Postgres::start_new().unwrap();
+        server
+            .sql("postgres", "create role kanchi login password 'owner-of-a-test'")
+            .unwrap();
+        server.sql("postgres", "create database kanchi owner kanchi").unwrap();
+        let owner = StoreUrl::parse(&server.url_of("kanchi", "owner-of-a-test", "kanchi")).unwrap();
+        let admin = StoreAdmin::connect(&owner).await.unwrap();
+        admin.migrate().await.unwrap();
+        Self { server, admin, owner }
+    }
+
     /// A broker with its role, and a monitor that has begun an epoch.
     pub(crate) async fn monitor(&self, name: &str) -> Monitor {
         let key = self.admin.ensure_broker(&spec(name)).await.unwrap();

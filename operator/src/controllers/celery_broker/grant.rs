@@ -1,7 +1,8 @@
 //! Between validation and building: the broker's part of the store, a role of its own and its password.
 //!
 //! The password lives in the operator-owned Secret and nowhere else. It is made anew only when it is lost; the role is
-//! set to what the Secret holds, so that a mismatch heals.
+//! set to what the Secret holds, so that a mismatch heals. The role that brokers share where none can be made has its
+//! password from an administrator, and nothing here changes it.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use url::Url;
 use super::validate::Validated;
 use crate::context::Context;
 use crate::secret_text::SecretText;
-use crate::store_link::{self, REQUEST_LIMIT, bounded};
+use crate::store_link::{self, Credentials, REQUEST_LIMIT, bounded};
 
 /// A grant is checked against the store again after this long.
 const TRUST: Duration = Duration::from_hours(1);
@@ -44,7 +45,7 @@ struct Asked {
     retention: RetentionPolicy,
     namespace_uid: String,
     password: Option<SecretText>,
-    owner_url: SecretText,
+    credentials: Option<Credentials>,
 }
 
 /// What the operator-owned Secret holds of an earlier grant.
@@ -59,10 +60,12 @@ pub struct Existing {
 }
 
 impl Existing {
-    /// Returns the password within the URL, if it is one that we made.
+    /// Returns the password within the URL, if it is one that we made. Never a shared role's, which all tenants know:
+    /// a role of the broker's own must not get it.
     fn password(&self) -> Option<SecretText> {
         let url = Url::parse(self.url.expose_str()?).ok()?;
         let password = url.password()?;
+        url.username().strip_prefix("kanchi_m_")?.parse::<u32>().ok()?;
         let ours = password.len() == PASSWORD_CHARACTERS && password.chars().all(|c| c.is_ascii_alphanumeric());
         ours.then(|| SecretText::new(password))
     }
@@ -78,7 +81,7 @@ pub async fn grant(
     existing: Option<&Existing>,
 ) -> Result<Grant, store_link::Error> {
     let remembered = context.memory.with(&validated.uid, |object| object.grant.clone());
-    let (admin, owner_url) = match context.store.admin() {
+    let (admin, credentials) = match context.store.admin() {
         Ok(connected) => connected,
         Err(error) => return remembered.or_else(|| without_store(validated, existing)).ok_or(error),
     };
@@ -87,7 +90,7 @@ pub async fn grant(
         retention: validated.retention_policy,
         namespace_uid: namespace_uid.to_owned(),
         password: existing.and_then(Existing::password),
-        owner_url: SecretText::new(owner_url.expose()),
+        credentials: Some(credentials.clone()),
     };
     if let Some(grant) = remembered.filter(|grant| grant.asked == asked && grant.at.elapsed() < TRUST) {
         return Ok(grant);
@@ -116,7 +119,7 @@ pub async fn grant(
     .await?;
     let url = admin.monitor_url(key, mode, text).map_err(store_link::Error::Store)?;
     let url = context.store.source().for_monitors(&url)?;
-    let ca = owner_url.ca().map(SecretText::new);
+    let ca = credentials.owner.ca().map(SecretText::new);
     let url = SecretText::new(url);
     // What the next pass will read back from the Secret.
     asked.password = Existing {
@@ -149,7 +152,7 @@ impl Grant {
             retention: RetentionPolicy::default(),
             namespace_uid: String::new(),
             password: None,
-            owner_url: SecretText::new(""),
+            credentials: None,
         };
         Self {
             key,
@@ -174,7 +177,7 @@ fn without_store(validated: &Validated, existing: Option<&Existing>) -> Option<G
             retention: validated.retention_policy,
             namespace_uid: String::new(),
             password: None,
-            owner_url: SecretText::new(""),
+            credentials: None,
         },
         at: Instant::now(),
     })
@@ -213,6 +216,16 @@ mod tests {
             "garbage",
         ] {
             assert_eq!(existing(lost).password(), None, "{lost}");
+        }
+    }
+
+    #[test]
+    fn the_password_of_a_shared_role_is_never_that_of_an_own_one() {
+        let password = new_password();
+        let text = password.expose_str().unwrap();
+        for role in ["kanchi_m_shared", "kanchi_m_shared_7", "kanchi"] {
+            let url = format!("postgres://{role}:{text}@db/kanchi?options=-c%20kanchi.broker%3D7");
+            assert_eq!(existing(&url).password(), None, "{role}");
         }
     }
 
