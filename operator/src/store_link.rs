@@ -4,8 +4,9 @@
 //! [`StoreLink::world`]. The store being away is a normal state: it is shown in conditions, and retried with back-off.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use kanchi_runtime::clock::now_micros;
@@ -35,7 +36,10 @@ const RETRY_CAP: Duration = Duration::from_secs(15);
 /// How long one small request to the store may take.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
-/// Between two polls, so much time goes into deleting a history.
+/// How often brokers that are gone are looked for.
+const FAREWELLS: Duration = Duration::from_secs(2);
+
+/// So much time goes into deleting one history before it is the next one's turn.
 const ERASE_SLICE: Duration = Duration::from_secs(5);
 
 /// Migrations may rewrite much; upkeep may wait for locks.
@@ -256,6 +260,12 @@ struct Inner {
     gone: Mutex<BTreeMap<BrokerKey, (Farewell, String)>>,
 }
 
+impl Inner {
+    fn gone(&self) -> MutexGuard<'_, BTreeMap<BrokerKey, (Farewell, String)>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl StoreLink {
     /// Returns a link that is not connected; [`Self::run`] keeps it.
     pub fn new(source: StoreSource) -> Self {
@@ -300,16 +310,12 @@ impl StoreLink {
 
     /// Says farewell to a broker whose resource is gone, as soon as the store can be reached.
     pub fn dismiss(&self, key: BrokerKey, farewell: Farewell, uid: String) {
-        self.inner
-            .gone
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, (farewell, uid));
+        self.inner.gone().insert(key, (farewell, uid));
     }
 
     /// A broker's resource is there again. A pass that was under way over the one that is gone changes nothing.
     pub fn keep(&self, key: BrokerKey, uid: &str) {
-        let mut gone = self.inner.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = self.inner.gone();
         if gone.get(&key).is_some_and(|(_, of)| of != uid) {
             gone.remove(&key);
         }
@@ -354,19 +360,21 @@ impl StoreLink {
     async fn serve(&self, admin: &StoreAdmin, credentials: &Credentials) -> Ended {
         let link = (admin.clone(), credentials.clone());
         *self.inner.admin.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
+        // Side by side: partitions that are in use, or a large history to delete, must not keep the reports from being read.
+        tokio::select! {
+            ended = Box::pin(self.read_reports(admin, credentials)) => ended,
+            error = Box::pin(keep_up(admin)) => Ended::Failed(error),
+            never = Box::pin(self.say_farewells(admin)) => match never {},
+        }
+    }
+
+    /// Polls until something fails or a file changes.
+    async fn read_reports(&self, admin: &StoreAdmin, credentials: &Credentials) -> Ended {
         let mut hints = None;
-        let mut upkeep_at = Instant::now() + backoff::jittered(UPKEEP);
         let mut hours_at = Instant::now();
         loop {
             if let Err(error) = self.poll(admin, &mut hours_at).await {
                 return Ended::Failed(error);
-            }
-            self.dismiss_gone(admin).await;
-            if Instant::now() >= upkeep_at {
-                upkeep_at = Instant::now() + backoff::jittered(UPKEEP);
-                if let Err(error) = upkeep(admin).await {
-                    return Ended::Failed(error);
-                }
             }
             // Rotated credentials are taken over; a file that is being replaced is looked at again.
             if let Ok(now) = self.inner.source.read().await
@@ -397,17 +405,25 @@ impl StoreLink {
         Ok(())
     }
 
-    async fn dismiss_gone(&self, admin: &StoreAdmin) {
-        let gone = std::mem::take(&mut *self.inner.gone.lock().unwrap_or_else(PoisonError::into_inner));
-        for (key, (farewell, uid)) in gone {
-            match say_farewell(admin, key, farewell).await {
-                Ok(Deleted::All) => {}
-                Ok(Deleted::Partly) => self.dismiss(key, farewell, uid),
-                Err(error) => {
-                    tracing::warn!(store.key = key.0, error = %chain(&error), "broker not dismissed, trying again");
-                    self.dismiss(key, farewell, uid);
+    /// Says farewell to brokers that are gone, a slice of each at a time. A broker is struck off when that is done: what a
+    /// broken connection interrupts goes on with the next one.
+    async fn say_farewells(&self, admin: &StoreAdmin) -> Infallible {
+        loop {
+            let keys: Vec<_> = self.inner.gone().keys().copied().collect();
+            for key in keys {
+                // It may be back by now.
+                let Some((farewell, uid)) = self.inner.gone().get(&key).cloned() else {
+                    continue;
+                };
+                match say_farewell(admin, key, farewell).await {
+                    Ok(Deleted::All) => self.inner.gone().retain(|of, (_, whose)| *of != key || *whose != uid),
+                    Ok(Deleted::Partly) => {}
+                    Err(error) => {
+                        tracing::warn!(store.key = key.0, error = %chain(&error), "broker not dismissed, trying again");
+                    }
                 }
             }
+            tokio::time::sleep(FAREWELLS).await;
         }
     }
 
@@ -441,6 +457,16 @@ async fn say_farewell(admin: &StoreAdmin, key: BrokerKey, farewell: Farewell) ->
 enum Ended {
     CredentialsChanged,
     Failed(Error),
+}
+
+/// Does the upkeep again and again; returns why it failed.
+async fn keep_up(admin: &StoreAdmin) -> Error {
+    loop {
+        tokio::time::sleep(backoff::jittered(UPKEEP)).await;
+        if let Err(error) = upkeep(admin).await {
+            return error;
+        }
+    }
 }
 
 async fn upkeep(admin: &StoreAdmin) -> Result<(), Error> {

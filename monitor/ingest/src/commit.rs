@@ -148,7 +148,9 @@ impl Committer {
         }
         // Duplicates and empty messages at the end of the batch are done as well.
         self.acknowledge.send_replace(last);
-        newest.into_iter().for_each(|at| self.shared.stored_through(at));
+        if let Some(newest) = newest {
+            self.shared.stored_through(newest);
+        }
         Ok(true)
     }
 

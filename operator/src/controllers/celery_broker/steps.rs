@@ -230,14 +230,12 @@ pub(super) fn explain(outcome: &Result<Next, Error>, facts: &mut Facts) {
             facts.accepted = no(reason, error);
         }
         Error::Grant(error) => facts.blocked = no(Reason::StoreNotPrepared, error),
-        Error::Apply(apply::Error::StillDeleting { .. }) => {
+        // Nothing is wrong with the spec, but this generation is not carried out yet.
+        Error::Read(_) | Error::Timeout(_) | Error::Apply(apply::Error::StillDeleting { .. }) => {
             facts.blocked = Some(Verdict::new(Status::Unknown, Reason::Progressing, error.to_string()));
         }
         Error::Apply(error) => facts.blocked = no(Reason::ApplyFailed, error),
         Error::Build(error) => facts.blocked = no(Reason::ApplyFailed, error),
-        Error::Read(_) | Error::Timeout(_) => {
-            facts.blocked = Some(Verdict::new(Status::Unknown, Reason::Progressing, error.to_string()));
-        }
         Error::Status(_) | Error::Finalizer(_) | Error::Delete(_) => {}
     }
 }
