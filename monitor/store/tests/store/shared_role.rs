@@ -228,3 +228,21 @@ async fn a_shared_role_is_made_by_an_administrator_and_may_do_nothing_else() {
     assert_eq!([a.unwrap(), b.unwrap(), c.unwrap()], [RoleMode::Shared; 3]);
     world.monitor("orders").await;
 }
+
+#[tokio::test]
+async fn in_a_database_of_somebody_else_its_owner_lets_the_shared_role_in() {
+    let mut world = World::without_createrole().await;
+    world.sql("alter database kanchi owner to postgres; grant connect on database kanchi to kanchi");
+    world.make_shared("login");
+    world.admin = world.admin.with_shared_role(Some(shared()));
+    world.admin.migrate().await.unwrap();
+    let key = world.admin.ensure_broker(&spec("orders")).await.unwrap();
+    let mode = world.admin.ensure_role(key, PASSWORD).await.unwrap();
+    let url = world.admin.monitor_url(key, mode, PASSWORD).unwrap();
+    let error = StoreWriter::connect(&url, RetentionPolicy::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
+    world.sql(&format!("grant connect on database kanchi to {NAME}"));
+    world.monitor("orders").await;
+}
