@@ -89,9 +89,7 @@ counts() {
 
 some_tasks() { [ "$(psql -At -c "select count(distinct broker_id) from $TASKS t where state = 'SUCCESS'")" -ge 2 ]; }
 
-watch_TASKS='(select broker_id, state from kanchi.task_live union all select broker_id, state from kanchi.task)'
-
-counts() {
+watch_counts() {
   local until=$((SECONDS + WATCH_SECONDS))
   while [ "$SECONDS" -lt "$until" ]; do
     brokers
