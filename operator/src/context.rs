@@ -128,6 +128,18 @@ impl Scopes {
             .collect()
     }
 
+    /// Tells whether a namespace is watched.
+    pub fn cover(&self, namespace: &str) -> bool {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().any(|(scope, _, _)| covers(scope, namespace))
+    }
+
+    /// Tells whether every cache has been listed: what is in none of them is not there.
+    pub fn are_listed(&self) -> bool {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        !entries.is_empty() && self.listed() >= entries.len()
+    }
+
     /// Asks for an object to be looked at.
     pub fn wake(&self, namespace: &str, name: &str) {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);

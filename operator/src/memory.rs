@@ -1,6 +1,6 @@
 //! What the operator remembers of each object between passes. All of it can be lost: a new leader finds it again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -49,6 +49,8 @@ pub struct Remembered {
 pub struct Memory {
     /// Held for map operations only.
     objects: Mutex<HashMap<String, Remembered>>,
+    /// Brokers of the store without an object, and the poll that first showed them so.
+    strangers: Mutex<BTreeMap<BrokerKey, Instant>>,
 }
 
 impl Memory {
@@ -75,6 +77,16 @@ impl Memory {
     /// Forgets everything: somebody else may have written meanwhile.
     pub fn clear(&self) {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Takes the brokers of the store that have no object, as of a poll; returns those that had none at an earlier poll
+    /// either: one that is being dismissed may be in the reports once more.
+    pub fn strangers(&self, keys: &BTreeSet<BrokerKey>, polled: Instant) -> Vec<BrokerKey> {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        strangers.retain(|key, _| keys.contains(key));
+        let seen_before = |key: &&BrokerKey| *strangers.entry(**key).or_insert(polled) < polled;
+        keys.iter().filter(seen_before).copied().collect()
     }
 
     /// Tells whether an object has this key in the store.

@@ -198,12 +198,41 @@ impl Collector for SampleCollector {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn text(registry: &Registry) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
         text
+    }
+
+    #[test]
+    fn every_metric_is_in_the_documentation() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let (kind, result, category) = ("CeleryBroker", "ok", "ApiTimeout");
+        metrics.passes.get_or_create_owned(&PassLabels { kind, result }).inc();
+        metrics
+            .errors
+            .get_or_create_owned(&ErrorLabels { kind, category })
+            .inc();
+        metrics.show([(("shop".into(), "orders".into()), BrokerSample::default())].into());
+        let ours = |name: &&str| name.starts_with("kanchi_operator_") || name.starts_with("kanchi_celerybroker_");
+        let shown = text(&registry);
+        let registered: BTreeSet<&str> = shown
+            .lines()
+            .filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next())
+            .filter(ours)
+            .collect();
+        let documented: BTreeSet<&str> = include_str!("../../docs/metrics.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split(['`', '{']).next())
+            .map(|name| name.trim_end_matches("_total"))
+            .filter(ours)
+            .collect();
+        assert_eq!(registered, documented);
     }
 
     #[test]

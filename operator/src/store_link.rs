@@ -313,6 +313,14 @@ impl StoreLink {
         self.inner.gone().insert(key, (farewell, uid));
     }
 
+    /// The same for one whose resource nobody here has ever seen; what was said of it before stands.
+    pub fn retire_stranger(&self, key: BrokerKey) {
+        self.inner
+            .gone()
+            .entry(key)
+            .or_insert((Farewell::Retire, String::new()));
+    }
+
     /// A broker's resource is there again. A pass that was under way over the one that is gone changes nothing.
     pub fn keep(&self, key: BrokerKey, uid: &str) {
         let mut gone = self.inner.gone();
@@ -546,6 +554,8 @@ mod tests {
         let mut world = World::unknown();
         let report = MonitorReport {
             key: BrokerKey(1),
+            namespace: "shop".into(),
+            name: "orders".into(),
             heartbeat_age: Some(Duration::from_secs(5)),
             heartbeat: None,
             top_queues: Vec::new(),

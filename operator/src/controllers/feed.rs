@@ -4,7 +4,7 @@
 //! news changed is woken, counts that changed are written (rounded, at most once a minute, by a field manager of their
 //! own), and the metrics show what is there now. Series of objects that are gone end with the next round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,17 +81,40 @@ async fn round(context: &Context, pulse: &Pulse) {
         .shared_roles
         .set(brokers.iter().filter(shared).count() as i64);
     context.metrics.show(samples);
-    let uids: std::collections::BTreeSet<_> = brokers.iter().filter_map(|object| object.uid()).collect();
+    let uids: BTreeSet<_> = brokers.iter().filter_map(|object| object.uid()).collect();
     // A deletion that no watch told of, since it fell between two lists.
     for (uid, remembered) in context.memory.take_absent(|uid| uids.contains(uid)) {
         celery_broker::depart(context, &uid, &remembered);
     }
+    retire_strangers(context, &brokers, &world);
     futures::stream::iter(writes)
         .for_each_concurrent(WRITES, |write| async move {
             write_counts(context, write).await;
             pulse.beat();
         })
         .await;
+}
+
+/// Retires brokers whose CeleryBroker was deleted while no operator was there to see it: their roles could still log in.
+fn retire_strangers(context: &Context, brokers: &[Arc<Guarded>], world: &World) {
+    // One that cannot be read may be among them, and what is not listed yet is not gone.
+    if world.link != LinkState::Up || !context.scopes.are_listed() || brokers.iter().any(|object| object.0.is_err()) {
+        return;
+    }
+    let here: BTreeSet<_> = brokers.iter().map(|object| super::names_of(object.as_ref())).collect();
+    let strangers = world.reports.values().filter(|report| {
+        context.scopes.cover(&report.namespace)
+            && !here.contains(&(report.namespace.clone(), report.name.clone()))
+            && !context.memory.has_key(report.key)
+    });
+    let strangers = strangers.map(|report| report.key).collect();
+    for key in context.memory.strangers(&strangers, world.taken) {
+        tracing::info!(
+            store.key = key.0,
+            "a broker of the store has no CeleryBroker any more: its role is locked, its history stays"
+        );
+        context.store.retire_stranger(key);
+    }
 }
 
 fn is_condition(object: &Guarded, type_: ConditionType, status: &str) -> bool {

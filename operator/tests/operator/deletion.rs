@@ -57,6 +57,34 @@ async fn retain_has_no_finalizer_and_the_history_is_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_deleted_while_no_operator_runs_is_retired_by_the_next_one() {
+    let world = World::new("stranger").await;
+    let operator = Operator::start(&world, "one", &[]).await;
+    world.secret("cache", json!({ "url": "redis://cache/0" })).await;
+    for name in ["orders", "stays"] {
+        let prefix = json!({ "globalKeyPrefix": name });
+        let mut spec = redis("Retain");
+        spec["celery"] = prefix;
+        world.apply(name, spec).await;
+        world.condition(name, ConditionType::Ready, "True", "AsExpected").await;
+    }
+    let reporter = tokio::sync::Mutex::new(world.reporter("orders").await);
+    operator.stop().await.unwrap();
+    world.delete::<CeleryBroker>("orders").await;
+    reporter.lock().await.heartbeat(&connected()).await.unwrap();
+    let operator = Operator::start(&world, "two", &[]).await;
+    eventually("the old role may not log in", PATIENCE, || async {
+        match reporter.lock().await.heartbeat(&connected()).await {
+            Ok(()) => Err("still writes".to_owned()),
+            Err(_refused) => Ok(()),
+        }
+    })
+    .await;
+    world.reporter("stays").await.heartbeat(&connected()).await.unwrap();
+    operator.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn delete_removes_the_history_first_and_needs_no_secret() {
     let world = World::new("delete").await;
     let operator = Operator::start(&world, "one", &[CLUSTER_ROLE]).await;

@@ -27,6 +27,10 @@ pub struct TopQueue {
 pub struct MonitorReport {
     /// The broker.
     pub key: BrokerKey,
+    /// Namespace of its CeleryBroker.
+    pub namespace: String,
+    /// Name of its CeleryBroker.
+    pub name: String,
     /// Age of the heartbeat by the server's clock; `None`: no monitor has ever reported.
     pub heartbeat_age: Option<Duration>,
     /// The heartbeat itself.
@@ -85,6 +89,8 @@ fn report(row: &PgRow) -> MonitorReport {
     let queues = names.into_iter().zip(ready).zip(consumers);
     MonitorReport {
         key: BrokerKey(row.get("broker_id")),
+        namespace: row.get("namespace"),
+        name: row.get("name"),
         heartbeat_age: age.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
         heartbeat: age.map(|_| heartbeat(row)),
         top_queues: queues

@@ -1,4 +1,4 @@
-select b.broker_id,
+select b.broker_id, b.namespace, b.name,
     extract(epoch from clock_timestamp() - h.beat_at)::double precision as age_seconds,
     h.instance, h.version, h.connection, h.reason, h.message, h.broker_version,
     (extract(epoch from h.last_event_at) * 1000000)::bigint as last_event_at,

@@ -132,6 +132,8 @@ mod tests {
     fn world(age: u64, rate: f64) -> World {
         let report = MonitorReport {
             key: BrokerKey(1),
+            namespace: "shop".into(),
+            name: "orders".into(),
             heartbeat_age: Some(Duration::from_secs(age)),
             heartbeat: Some(Heartbeat {
                 workers_online: Some(3),

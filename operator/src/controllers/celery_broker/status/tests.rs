@@ -41,6 +41,8 @@ fn pair(status: &str, reason: &str) -> (String, String) {
 fn world(link: LinkState, heartbeat: Option<Heartbeat>, age: u64) -> World {
     let report = MonitorReport {
         key: BrokerKey(7),
+        namespace: "shop".into(),
+        name: "orders".into(),
         heartbeat_age: heartbeat.as_ref().map(|_| Duration::from_secs(age)),
         heartbeat,
         top_queues: Vec::new(),
