@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not YAML, a field missing, unknown or of another type.
+    /// Not YAML, a field missing or of another type.
     #[error("failed to parse config.yaml")]
     Parse(#[source] serde_yaml::Error),
     /// The configuration could not be written as YAML.
@@ -14,8 +14,11 @@ pub enum ConfigError {
 }
 
 /// Everything a monitor needs to know about its broker, except credentials.
+///
+/// Fields that a monitor does not know are passed over: after an upgrade a newer operator writes the file before each
+/// monitor has had its turn, and one that refused it would also refuse a rotated password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct MonitorConfig {
     /// Which `CeleryBroker` this monitor serves.
     pub broker: Identity,
@@ -39,7 +42,7 @@ pub struct MonitorConfig {
 
 /// The custom resource a monitor belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Identity {
     /// Namespace of the `CeleryBroker`.
     pub namespace: String,
@@ -56,7 +59,7 @@ impl Identity {
 
 /// Celery's settings that shape the wire (`wire/celery-wire.md` sections 3 and 4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Celery {
     /// `event_exchange`.
     pub event_exchange: String,
@@ -72,7 +75,7 @@ pub struct Celery {
 
 /// The monitor's own queue on RabbitMQ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct EventQueue {
     /// Kind of queue.
     #[serde(rename = "type")]
@@ -94,7 +97,7 @@ pub enum EventQueueType {
 
 /// Which queues are sampled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Queues {
     /// Queues that are sampled besides the discovered ones.
     pub include: Vec<String>,
@@ -104,7 +107,7 @@ pub struct Queues {
 
 /// When a worker counts as offline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Workers {
     /// Seconds of silence; at least twice the worker's own heartbeat interval is always waited.
     pub offline_after_seconds: u64,
@@ -112,7 +115,7 @@ pub struct Workers {
 
 /// What is kept of arguments, results and tracebacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Payloads {
     /// Whether payloads are stored at all.
     pub store: PayloadStore,
@@ -133,7 +136,7 @@ pub enum PayloadStore {
 
 /// Days that rows are kept: each one of 1, 3, 7, 14, 30, 90, 365.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Retention {
     /// Tasks that succeeded.
     pub succeeded_days: u16,
@@ -209,8 +212,8 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_field_it_does_not_know() {
+    fn passes_over_a_field_of_a_newer_operator() {
         let text = format!("{}surprise: true\n", sample().to_yaml().unwrap());
-        assert!(MonitorConfig::from_yaml(&text).is_err());
+        assert_eq!(MonitorConfig::from_yaml(&text).unwrap(), sample());
     }
 }
