@@ -200,6 +200,21 @@ fn the_news_of_a_retry_may_come_after_the_next_attempt_has_begun_or_even_ended()
     }
 }
 
+/// The pool process publishes the retry itself: a busy worker may receive that before it hears of the first start.
+#[test]
+fn a_retry_may_be_received_before_the_start_of_the_attempt_before_it_is_told() {
+    for (rest, state) in [
+        ("started retried started succeeded", "SUCCESS"),
+        ("started started retried succeeded", "SUCCESS"),
+        ("started started succeeded retried", "SUCCESS"),
+        ("started retried started failed", "FAILURE"),
+        ("started retried", "STARTED"),
+    ] {
+        let row = row(&format!("received received(retries=1) {rest}"));
+        assert_eq!((row.state.as_str(), row.retries), (state, 1), "{rest}");
+    }
+}
+
 #[test]
 fn retries_to_the_end_are_critical() {
     let row = row(

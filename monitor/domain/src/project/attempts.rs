@@ -280,11 +280,14 @@ impl<'f> Lanes<'f> {
     fn overtaken(&mut self, lane: usize, fact: &Fact) -> Option<&mut Delivery<'f>> {
         let Lane { current, next, .. } = self.workers.get(lane)?;
         let (current, next) = (*current, *next);
+        let newest = self.at(current).and_then(|delivery| delivery.retries);
         let of_this_process =
             |delivery: &Delivery<'_>| delivery.host == &*fact.key.host && delivery.pid == fact.key.pid;
         let waits = |(index, delivery): &(usize, &mut Delivery<'_>)| {
             let overtaken = Some(*index) != current && Some(*index) != next;
-            overtaken && of_this_process(delivery) && delivery.started.is_some() && !delivery.is_over()
+            // Not even its start need have been told: a busy worker may hear of the next attempt first.
+            let has_begun = delivery.started.is_some() || (delivery.received.is_some() && delivery.retries < newest);
+            overtaken && of_this_process(delivery) && has_begun && !delivery.is_over()
         };
         self.deliveries
             .iter_mut()
