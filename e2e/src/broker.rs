@@ -6,7 +6,7 @@ use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
-use crate::verbs::BROKER;
+use crate::verbs::{BROKER, POD};
 use crate::wait::{Look, until};
 
 /// A `CeleryBroker` that is about to be applied.
@@ -94,6 +94,20 @@ impl Cluster {
             .await?;
         self.await_condition(namespace, name, ("BrokerReachable", "True", None), within)
             .await
+    }
+}
+
+impl Cluster {
+    /// Fails if a broker's monitor was ever restarted: it passed its memory limit, or ended.
+    pub async fn never_restarted(&self, namespace: &str, broker: &str) -> anyhow::Result<()> {
+        let pod = self.get(POD, &monitor_pod(broker), namespace).await?;
+        let restarts = &pod.data["status"]["containerStatuses"][0]["restartCount"];
+        anyhow::ensure!(
+            restarts == 0,
+            "the monitor was restarted {restarts} times: {}",
+            pod.data["status"]
+        );
+        Ok(())
     }
 }
 

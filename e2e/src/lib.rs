@@ -1,7 +1,8 @@
 //! End-to-end tests on a real cluster: verbs here, tests in `tests/`, one file per area.
 //!
-//! A test runs in [`scoped`], or in [`scoped_alone`] when it touches what all share: it gets a namespace of its own, labelled with the test's name and enforcing the Pod Security
-//! level `restricted`; when it fails, the states and logs of everything in there are printed before the namespace goes.
+//! A test runs in [`scoped`], or in [`scoped_alone`] when it touches what all share: it gets a namespace of its own,
+//! labelled with the test's name and enforcing the Pod Security level `restricted`; when it fails, the states and logs of
+//! everything in there are printed before the namespace goes.
 //! Nothing here sleeps: every verb that waits names its condition and its deadline ([`wait`]).
 //!
 //! The cluster is the one whose settings `e2e/lab/lab env` prints: the lab, or a cluster that the user has named. A

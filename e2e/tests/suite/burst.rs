@@ -85,7 +85,7 @@ async fn a_restarted_broker_shows_a_gap_of_a_classic_queue() -> anyhow::Result<(
         until("a gap", Duration::from_secs(60), || async {
             let gaps: Vec<serde_json::Value> = scope
                 .cluster
-                .query(&format!("select g.* from kanchi.gap g {}", of(&scope)))
+                .query(&format!("select g.* from kanchi.gap g {}", of(&scope, "g")))
                 .await?;
             Ok(if gaps.is_empty() {
                 Look::NotYet("no gap".into())
@@ -149,7 +149,7 @@ async fn exactly(scope: &Scope, published: &str) -> anyhow::Result<()> {
         .cluster
         .query(&format!(
             "select t.task_id from {TASKS} t {} where t.name = 'burst.task'",
-            of_t(scope)
+            of(scope, "t")
         ))
         .await?;
     let found: BTreeSet<_> = found.into_iter().map(|row| row.task_id).collect();
@@ -166,23 +166,15 @@ async fn totals(scope: &Scope) -> anyhow::Result<Totals> {
            (select count(*) from {TASKS} t {of_t} where t.name = 'burst.task') as tasks,
            (select count(*) from {TASKS} t {of_t} where t.name = 'burst.task' and t.state = 'SUCCESS') as successes,
            (select coalesce(sum(g.count), 0) from kanchi.task_statistic g {of} where g.task_name = 'burst.task' and g.transition = 'succeeded') as counted",
-        of = of(scope),
-        of_t = of_t(scope),
+        of = of(scope, "g"),
+        of_t = of(scope, "t"),
     );
     let rows: Vec<Totals> = scope.cluster.query(&sql).await?;
     rows.into_iter().next().ok_or_else(|| anyhow::anyhow!("no totals"))
 }
 
-fn of(scope: &Scope) -> String {
-    format!(
-        "join kanchi.broker b on b.broker_id = g.broker_id and b.namespace = '{}'",
-        scope.namespace
-    )
-}
-
-fn of_t(scope: &Scope) -> String {
-    format!(
-        "join kanchi.broker b on b.broker_id = t.broker_id and b.namespace = '{}'",
-        scope.namespace
-    )
+/// Joins the broker of the test's namespace to a relation of this alias.
+fn of(scope: &Scope, alias: &str) -> String {
+    let namespace = &scope.namespace;
+    format!("join kanchi.broker b on b.broker_id = {alias}.broker_id and b.namespace = '{namespace}'")
 }

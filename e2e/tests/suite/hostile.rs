@@ -9,7 +9,6 @@ use anyhow::ensure;
 use kanchi_e2e::broker::{BrokerManifest, monitor_pod};
 use kanchi_e2e::cluster::number;
 use kanchi_e2e::store::TASKS;
-use kanchi_e2e::verbs::POD;
 use kanchi_e2e::wait::seen;
 use kanchi_e2e::watched::ORDERS;
 use kanchi_e2e::{Scope, Transport, scoped_alone, until};
@@ -70,13 +69,7 @@ async fn hostile(scope: &Scope, transport: Transport) -> anyhow::Result<()> {
         }))
     })
     .await?;
-    let pod = cluster.get(POD, &monitor_pod(ORDERS), ns).await?;
-    let restarts = &pod.data["status"]["containerStatuses"][0]["restartCount"];
-    ensure!(
-        restarts == 0,
-        "the monitor was restarted {restarts} times: {}",
-        pod.data["status"]
-    );
+    cluster.never_restarted(ns, ORDERS).await?;
 
     let sql = format!(
         "select d.reason, count(*) as count, max(octet_length(d.sample)) as longest

@@ -43,6 +43,9 @@ pub mod file {
     pub const STORE_CA: &str = "store-ca.crt";
 }
 
+/// Reason in the last heartbeat of a monitor that was stopped in order: nothing is wrong with its broker.
+pub const MONITOR_STOPPED: &str = "MonitorStopped";
+
 /// Paths of the admin server.
 pub mod path {
     /// Answers 200 while the process can still do its work.

@@ -223,7 +223,7 @@ impl Reporter {
         ConnectionState::Disconnected
             .as_str()
             .clone_into(&mut heartbeat.connection);
-        heartbeat.reason = Some("MonitorStopped".to_owned());
+        heartbeat.reason = Some(kanchi_contract::MONITOR_STOPPED.to_owned());
         heartbeat.message = Some("the monitor was stopped".to_owned());
         // Since when nobody listens is not known to the moment; the heartbeat before was right.
         heartbeat.complete_until = None;

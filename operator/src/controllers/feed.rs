@@ -167,10 +167,7 @@ fn sample(context: &Context, broker: &CeleryBroker, world: &World, now: Instant)
     let conditions = conditions
         .map(|condition| (condition.type_.clone(), condition.status.clone()))
         .collect();
-    let key = context
-        .memory
-        .with(&uid, |remembered| remembered.key)
-        .or_else(|| known_key(broker));
+    let key = key_of(context, broker, &uid);
     let report = key.and_then(|key| world.report(key, now));
     let age = report.as_ref().and_then(|(_, age)| *age);
     let fresh = report.and_then(|(report, age)| {
@@ -189,9 +186,10 @@ fn sample(context: &Context, broker: &CeleryBroker, world: &World, now: Instant)
     }
 }
 
-/// A new leader has not come to every object yet; what it would forget until then is in the status.
-fn known_key(broker: &CeleryBroker) -> Option<BrokerKey> {
-    broker.status.as_ref()?.store_key.map(BrokerKey)
+/// Returns an object's key in the store. A new leader has not come to every object yet: until then the status knows it.
+fn key_of(context: &Context, broker: &CeleryBroker, uid: &str) -> Option<BrokerKey> {
+    let remembered = context.memory.with(uid, |remembered| remembered.key);
+    remembered.or_else(|| broker.status.as_ref()?.store_key.map(BrokerKey))
 }
 
 /// Counts that are to be written.
@@ -209,10 +207,8 @@ fn due(context: &Context, broker: &CeleryBroker, world: &World, now: Instant) ->
     }
     let uid = broker.uid()?;
     let live = broker.status.clone().unwrap_or_default();
-    let (key, written) = context
-        .memory
-        .with(&uid, |remembered| (remembered.key, remembered.counts_written));
-    let key = key.or_else(|| known_key(broker));
+    let written = context.memory.with(&uid, |remembered| remembered.counts_written);
+    let key = key_of(context, broker, &uid);
     let counts = counts::of(world, key.filter(|_| broker.spec.enabled), now);
     match counts::change(&live, &counts) {
         counts::Change::Same => return None,

@@ -194,7 +194,7 @@ impl StoreReporter {
         Ok(result?.iter().map(worker).collect())
     }
 
-    /// Returns when the newest batch was committed, by the server's clock: where a restart's gap begins.
+    /// Returns when the newest batch was committed, by the server's clock.
     pub async fn last_commit_at(&mut self) -> Result<Option<UnixMicros>> {
         const OPERATION: &str = "look up the last commit";
         let mut connection = self.link.take().await?;

@@ -139,7 +139,7 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
     let reason = heartbeat.reason.as_deref().and_then(|reason| reason.parse().ok());
     let message = heartbeat.message.clone().unwrap_or_default();
     let broker = match (heartbeat.connection.as_str(), reason) {
-        (_, _) if heartbeat.reason.as_deref() == Some(MONITOR_STOPPED) => Some(Verdict::unknown(
+        (_, _) if heartbeat.reason.as_deref() == Some(kanchi_contract::MONITOR_STOPPED) => Some(Verdict::unknown(
             Reason::NotReportedYet,
             "the monitor was stopped; its successor has not reported yet",
         )),
@@ -161,9 +161,6 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
         version: heartbeat.broker_version.clone(),
     }
 }
-
-/// What a monitor says in its last heartbeat.
-const MONITOR_STOPPED: &str = "MonitorStopped";
 
 fn store_reason(kind: ErrorKind) -> Reason {
     match kind {
