@@ -4,8 +4,8 @@ set -euo pipefail
 shopt -s inherit_errexit
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${KANCHI_CACHE:-$HOME/.cache/kanchi}/target}
-# Tests that stop Postgres or kill leaders run alone by themselves; two of the others side by side wait for pods together.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
+# Tests that stop Postgres or kill leaders run alone by themselves; three of the others side by side wait for pods together.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-3}
 lab() { "$ROOT/e2e/lab/lab" "$@"; }
 
 if [ -z "${CLUSTER:-}" ]; then
