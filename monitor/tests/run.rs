@@ -1,9 +1,6 @@
 //! `kanchi-monitor run` as a process, on real brokers and a real Postgres.
 
 #[expect(dead_code, reason = "shared with the benchmark, which uses all of it")]
-#[path = "run/celery.rs"]
-mod celery;
-#[expect(dead_code, reason = "shared with the benchmark, which uses all of it")]
 #[path = "run/rig.rs"]
 mod rig;
 

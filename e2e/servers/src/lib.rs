@@ -4,5 +4,8 @@ pub mod celery;
 pub mod certificates;
 mod child;
 pub mod postgres;
+mod processor;
 pub mod rabbitmq;
 pub mod redis;
+
+pub use processor::processor_seconds;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 /// How the server is started.
 #[derive(Clone, Debug, Default)]
 pub struct PostgresOptions {
-    /// Write to disk for real; off, it is several times faster and loses data when killed.
+    /// Write to disk for real; off, it is several times faster and loses data when the machine dies, not when it is killed.
     pub fsync: bool,
     /// Certificate and key (PEM): the server then takes TLS, and refuses TCP connections without it.
     pub tls: Option<(String, String)>,
@@ -65,6 +65,15 @@ impl Postgres {
     /// Returns the port; it stays the same over [`Self::stop`] and [`Self::start`].
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Returns the process id of the server, whose children are its backends; 0 while it is stopped.
+    pub fn pid(&self) -> u32 {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        text.lines()
+            .next()
+            .and_then(|line| line.trim().parse().ok())
+            .unwrap_or(0)
     }
 
     /// Returns the URL of a database for the superuser.
@@ -196,7 +205,6 @@ impl Postgres {
             format!("unix_socket_directories = '{}'", self.directory.path().display()),
             format!("fsync = {on}"),
             format!("full_page_writes = {on}"),
-            format!("synchronous_commit = {on}"),
             "password_encryption = 'scram-sha-256'".to_owned(),
             "timezone = 'UTC'".to_owned(),
         ];

@@ -68,6 +68,11 @@ impl Redis {
         Ok(server)
     }
 
+    /// Returns the process id of the server, or of the script that started it; 0 while it is stopped.
+    pub fn pid(&self) -> u32 {
+        self.group.as_ref().map_or(0, Group::pid)
+    }
+
     /// Returns the port; it stays the same over [`Self::stop`] and [`Self::start`].
     pub fn port(&self) -> u16 {
         self.port

@@ -101,7 +101,10 @@ fn parse(filter: &str) -> Result<EnvFilter, Error> {
     let filter = filter.trim();
     // `EnvFilter` accepts an empty filter and then shows errors only, which nobody means.
     let filter = if filter.is_empty() { "info" } else { filter };
-    EnvFilter::builder().parse(filter).map_err(|source| Error::Filter {
+    // lapin calls it an error when a queue does not exist, once for each look at it; what matters is told by us. `lapin=info`
+    // in the filter brings it back.
+    let whole = format!("lapin=off,{filter}");
+    EnvFilter::builder().parse(whole).map_err(|source| Error::Filter {
         filter: filter.to_owned(),
         source,
     })
@@ -115,6 +118,19 @@ mod tests {
     fn refuses_a_filter_it_cannot_read() {
         assert!(check_filter("kanchi_broker=loudly").is_err());
         assert!(check_filter("info,kanchi_broker=trace").is_ok());
+    }
+
+    #[test]
+    fn a_library_that_calls_everything_an_error_is_heard_on_demand_only() {
+        let enabled = |filter: &str| {
+            let subscriber = tracing_subscriber::registry().with(parse(filter).unwrap());
+            tracing::subscriber::with_default(
+                subscriber,
+                || tracing::enabled!(target: "lapin::channel", tracing::Level::ERROR),
+            )
+        };
+        assert!(!enabled("info"));
+        assert!(enabled("info,lapin=error"));
     }
 
     #[test]

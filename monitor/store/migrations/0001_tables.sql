@@ -102,19 +102,10 @@ create table kanchi.task_live (
     -- deadline: the deadline. Null: nothing to settle yet. Infinity: the same, and history holds no row of this id.
     due_at timestamptz,
     primary key (broker_id, task_id)
-) partition by hash (broker_id, task_id);
--- On columns that never change, so that updates stay within their page (HOT).
-create index task_live_first_seen on kanchi.task_live (broker_id, first_seen_at);
-
-do $$
-begin
-    for part in 0..7 loop
-        execute format(
-            'create table kanchi.task_live_%s partition of kanchi.task_live
-             for values with (modulus 8, remainder %s) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)',
-            part, part);
-    end loop;
-end $$;
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2);
+-- On columns that never change, so that updates stay within their page (HOT). An expression, so that no look-up by id can
+-- be planned over it: on an empty table it costs the same as the key, and a plan made then is kept while the table fills.
+create index task_live_first_seen on kanchi.task_live ((broker_id::bigint), first_seen_at);
 
 -- Final tasks. No unique key on (broker_id, task_id): it would have to contain the partition key. One row per task is
 -- the writer's work: see kanchi.take_history.

@@ -178,6 +178,8 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
         worker = excluded.worker, due_at = coalesce(excluded.due_at, case when l.due_at = 'infinity' then l.due_at end)
 $$;
 
+-- Looking up many ids, here and below: `lateral` and `offset 0` fix the order, ids first and the table's key for each.
+-- The planner thinks of ten ids; before a first ANALYZE it has read the whole table for that, and for each row all ids.
 create function kanchi.load_facts(p_task_id text[]) returns table (task_id text, facts bytea)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
@@ -187,7 +189,8 @@ declare
     b integer := kanchi.current_broker();
 begin
     return query select l.task_id, l.facts
-        from unnest(p_task_id) as i join kanchi.task_live l on l.broker_id = b and l.task_id = i;
+        from unnest(p_task_id) as i cross join lateral (
+            select k.task_id, k.facts from kanchi.task_live k where k.broker_id = b and k.task_id = i offset 0) as l;
 end $$;
 
 create function kanchi.was_committed(p_batch uuid) returns boolean
@@ -239,7 +242,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         else array(select unnest(array[succeeded_days, failed_days])::integer from kanchi.broker where broker_id = p_broker) end
 $$;
 
--- Ids of these tasks that have a row in history. Looking into every partition for every task would cost more than
+-- Ids of these tasks that have a row in history, found by the index on the id's hash: `broker_id::bigint`, here and below,
+-- hides the column from the index that lists are served by, which on an empty table costs the same. Looking into every partition for every task would cost more than
 -- storing it, so the caller says how far back: two days for a task that looks newly born, for ever for one that does not.
 create function kanchi.archived(p_task_id text[], p_since timestamptz) returns setof text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
@@ -251,7 +255,7 @@ declare
     classes integer[] := kanchi.history_classes(b, p_since);
 begin
     return query select t.task_id from kanchi.task t
-        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id = b
+        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id::bigint = b
             and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= now();
 end $$;
 
@@ -266,17 +270,17 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 declare
     b integer := kanchi.current_broker();
     before timestamptz := now() - p_linger;
-    due text[];
+    due tid[];
 begin
-    -- In two steps: joined in one statement, the planner guesses the limit and reads the whole table.
+    -- In two steps: joined in one statement, the planner guesses the limit and reads the whole table. A row that is
+    -- locked stays where it is.
     due := array(
-        select l.task_id from kanchi.task_live l
-        where l.broker_id = b and l.first_seen_at <= before and l.due_at <= before
+        select l.ctid from kanchi.task_live l
+        where l.broker_id::bigint = b and l.first_seen_at <= before and l.due_at <= before
         order by l.first_seen_at
         limit least(p_limit, 10000)
         for update skip locked);
-    return query delete from kanchi.task_live l using unnest(due) as i where l.broker_id = b and l.task_id = i
-        returning l.task_id, l.facts, l.queue;
+    return query delete from kanchi.task_live l where l.ctid = any (due) returning l.task_id, l.facts, l.queue;
 end $$;
 
 -- Tasks that are not final after the linger and were not looked for in history yet: a late event of an archived task
@@ -290,7 +294,7 @@ declare
     b integer := kanchi.current_broker();
 begin
     return query select l.task_id, l.facts from kanchi.task_live l
-        where l.broker_id = b and l.first_seen_at <= now() - p_linger and l.due_at is null
+        where l.broker_id::bigint = b and l.first_seen_at <= now() - p_linger and l.due_at is null
         order by l.first_seen_at
         limit least(p_limit, 10000);
 end $$;
@@ -301,12 +305,12 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     b integer := kanchi.current_broker();
-    free text[] := array(
-        select l.task_id
-        from unnest(p_task_id) as i join kanchi.task_live l on l.broker_id = b and l.task_id = i and l.due_at is null
-        for update of l skip locked);
+    free tid[] := array(
+        select l.ctid from unnest(p_task_id) as i cross join lateral (
+            select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i and k.due_at is null
+            offset 0 for update skip locked) as l);
 begin
-    update kanchi.task_live l set due_at = 'infinity' from unnest(free) as i where l.broker_id = b and l.task_id = i;
+    update kanchi.task_live l set due_at = 'infinity' where l.ctid = any (free);
 end $$;
 
 -- Takes these tasks out of the live table, except those that a commit is writing.
@@ -317,13 +321,12 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 #variable_conflict use_column
 declare
     b integer := kanchi.current_broker();
-    free text[] := array(
-        select l.task_id
-        from unnest(p_task_id) as i join kanchi.task_live l on l.broker_id = b and l.task_id = i
-        for update of l skip locked);
+    free tid[] := array(
+        select l.ctid from unnest(p_task_id) as i cross join lateral (
+            select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i
+            offset 0 for update skip locked) as l);
 begin
-    return query delete from kanchi.task_live l using unnest(free) as i where l.broker_id = b and l.task_id = i
-        returning l.task_id, l.facts, l.queue;
+    return query delete from kanchi.task_live l where l.ctid = any (free) returning l.task_id, l.facts, l.queue;
 end $$;
 
 -- Takes the rows of these tasks out of history, to be written again together with what came late.
@@ -339,7 +342,7 @@ declare
     classes integer[] := kanchi.history_classes(b, p_since);
 begin
     return query delete from kanchi.task t
-        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id = b
+        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id::bigint = b
             and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= now()
         returning t.task_id, t.facts, t.queue, t.queue_inferred;
 end $$;

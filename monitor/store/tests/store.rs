@@ -7,6 +7,8 @@ mod world;
 
 #[path = "store/admin.rs"]
 mod admin;
+#[path = "store/plans.rs"]
+mod plans;
 #[path = "store/shared_role.rs"]
 mod shared_role;
 #[path = "store/tenancy.rs"]

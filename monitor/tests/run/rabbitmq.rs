@@ -4,20 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
+use kanchi_test_load::{AmqpPublisher, Recording, Workload, now};
 use kanchi_test_servers::postgres::Postgres;
 use kanchi_test_servers::rabbitmq::Rabbitmq;
 
-use crate::celery::{Shape, messages, stream};
-use crate::rig::{AmqpPublisher, Rig};
+use crate::rig::Rig;
 
 const PATIENCE: Duration = Duration::from_mins(3);
-
-fn now() -> f64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_three_times_in_a_burst_it_loses_and_doubles_nothing() -> Result<()> {
@@ -25,12 +18,15 @@ async fn killed_three_times_in_a_burst_it_loses_and_doubles_nothing() -> Result<
     let mut rig = Rig::new(Postgres::start_new()?, &rabbit.url()).await?;
     let mut monitor = rig.monitor(&[])?;
     monitor.connected()?;
-    let events = stream(Shape::short(12_500, 11), now());
-    let bodies = messages(&events);
+    let Recording {
+        events,
+        messages,
+        ended,
+    } = Recording::new(Workload::short(11), 12_500, 10_000, now());
     let publisher = AmqpPublisher::connect(&rabbit.url()).await?;
-    let quarter = bodies.len() / 4;
-    for (number, body) in bodies.iter().enumerate() {
-        publisher.publish(body.routing_key, body.json.as_bytes()).await?;
+    let quarter = messages.len() / 4;
+    for (number, message) in messages.iter().enumerate() {
+        publisher.publish(&message.as_message()).await?;
         if number > 0 && number % quarter == 0 {
             publisher.flush().await?;
             monitor.kill()?;
@@ -55,8 +51,8 @@ async fn killed_three_times_in_a_burst_it_loses_and_doubles_nothing() -> Result<
     let found: Vec<&str> = rows.lines().collect();
     assert_eq!(found.len(), sent.len());
     assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), sent);
-    let counts = rig.tasks()?;
-    assert!(counts.contains("FAILURE:250 SUCCESS:12250"), "{counts}");
+    let states: Vec<String> = ended.iter().map(|(state, count)| format!("{state}:{count}")).collect();
+    assert_eq!(rig.tasks()?, states.join(" "));
     Ok(())
 }
 
@@ -67,10 +63,10 @@ async fn a_store_that_is_away_leaves_messages_at_the_broker_and_memory_small() -
     let mut monitor = rig.monitor(&[])?;
     monitor.connected()?;
     rig.postgres.stop()?;
-    let events = stream(Shape::short(40_000, 12), now());
+    let Recording { events, messages, .. } = Recording::new(Workload::short(12), 40_000, 10_000, now());
     let publisher = AmqpPublisher::connect(&rabbit.url()).await?;
-    for body in messages(&events) {
-        publisher.publish(body.routing_key, body.json.as_bytes()).await?;
+    for message in &messages {
+        publisher.publish(&message.as_message()).await?;
     }
     publisher.flush().await?;
     monitor.until("the store is known to be away", PATIENCE, |monitor| {

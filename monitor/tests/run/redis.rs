@@ -4,19 +4,16 @@ use std::time::Duration;
 
 use anyhow::Result;
 use kanchi_contract::file;
+use kanchi_test_load::{Recording, RedisPublisher, Workload, envelope, now, task_id};
 use kanchi_test_servers::postgres::Postgres;
 use kanchi_test_servers::redis::Redis;
 
-use crate::celery::{Shape, messages, stream, task_id};
-use crate::rig::{PASSWORD, RedisPublisher, Rig, envelope, envelope_of};
+use crate::rig::{PASSWORD, Rig};
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
-fn now() -> f64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
+fn recording(workload: Workload, tasks: u64) -> Recording {
+    Recording::new(workload, tasks, 10_000, now())
 }
 
 fn events_metric(monitor: &crate::rig::MonitorProcess) -> u64 {
@@ -29,10 +26,10 @@ async fn every_event_is_stored_and_sigterm_drains() -> Result<()> {
     let rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
     let mut monitor = rig.monitor(&[])?;
     monitor.connected()?;
-    let events = stream(Shape::realistic(2_000, 1), now());
+    let Recording { events, messages, .. } = recording(Workload::realistic(1), 2_000);
     let mut publisher = RedisPublisher::connect(redis.port())?;
-    for body in messages(&events) {
-        publisher.publish(body.routing_key, &envelope(&body))?;
+    for message in &messages {
+        publisher.publish(&message.as_message())?;
     }
     publisher.flush()?;
     // The end of the stream is read and stored within the drain.
@@ -74,16 +71,15 @@ async fn a_store_that_is_away_fills_the_spool_and_nothing_is_lost() -> Result<()
     let mut rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
     let mut monitor = rig.monitor(&[])?;
     monitor.connected()?;
-    let events = stream(Shape::short(20_000, 2), now());
-    let bodies = messages(&events);
+    let Recording { events, messages, .. } = recording(Workload::short(2), 20_000);
     let mut publisher = RedisPublisher::connect(redis.port())?;
-    let third = bodies.len() / 3;
-    for (number, body) in bodies.iter().enumerate() {
+    let third = messages.len() / 3;
+    for (number, message) in messages.iter().enumerate() {
         if number == third {
             publisher.flush()?;
             rig.postgres.stop()?;
         }
-        publisher.publish(body.routing_key, &envelope(body))?;
+        publisher.publish(&message.as_message())?;
         // Between full speed and a pause: a reader on a busy machine must not be cut by Redis.
         if number % 500 == 0 {
             publisher.flush()?;
@@ -119,29 +115,25 @@ async fn a_hostile_stream_stops_nobody_and_stays_small() -> Result<()> {
         b"not an envelope".to_vec(),
         b"{".to_vec(),
         b"".to_vec(),
-        envelope_of(b"{\"type\":", "task.x", "h"),
-        envelope_of(b"[1, null, \"text\", {}]", "task.multi", "h"),
-        envelope_of(b"\x80\x04\x95", "task.x", "h"),
-        envelope_of(format!(r#"{{"type":"task-sent","uuid":"{}","hostname":"h\u0000\ud800","timestamp":NaN}}"#, id(1)).as_bytes(), "task.sent", "h"),
-        envelope_of(br#"{"type":"task-sent","uuid":"","hostname":"h","timestamp":1e400}"#, "task.sent", "h"),
-        envelope_of(br#"{"type":"task-sent","uuid":17,"hostname":5,"timestamp":"yesterday","retries":123456789012345678901234567890}"#, "task.sent", "h"),
-        envelope_of(format!(r#"{{"type":"{}","hostname":"{}","timestamp":1}}"#, "x".repeat(10_000), "y".repeat(10_000)).as_bytes(), "x", "h"),
-        envelope_of(b"\xff\xfe{}", "task.x", "h"),
+        envelope(b"{\"type\":", "task.x", "h"),
+        envelope(b"[1, null, \"text\", {}]", "task.multi", "h"),
+        envelope(b"\x80\x04\x95", "task.x", "h"),
+        envelope(format!(r#"{{"type":"task-sent","uuid":"{}","hostname":"h\u0000\ud800","timestamp":NaN}}"#, id(1)).as_bytes(), "task.sent", "h"),
+        envelope(br#"{"type":"task-sent","uuid":"","hostname":"h","timestamp":1e400}"#, "task.sent", "h"),
+        envelope(br#"{"type":"task-sent","uuid":17,"hostname":5,"timestamp":"yesterday","retries":123456789012345678901234567890}"#, "task.sent", "h"),
+        envelope(format!(r#"{{"type":"{}","hostname":"{}","timestamp":1}}"#, "x".repeat(10_000), "y".repeat(10_000)).as_bytes(), "x", "h"),
+        envelope(b"\xff\xfe{}", "task.x", "h"),
     ];
     for message in &hostile {
-        publisher.publish("task.multi", message)?;
+        publisher.publish_raw("task.multi", message)?;
     }
-    let events = stream(Shape::short(500, 3), now());
-    let bodies = messages(&events);
-    let half = bodies.len() / 2;
-    for body in &bodies[..half] {
-        publisher.publish(body.routing_key, &envelope(body))?;
+    let Recording { events, messages, .. } = recording(Workload::short(3), 500);
+    for half in messages.chunks(messages.len() / 2 + 1) {
+        for message in half {
+            publisher.publish(&message.as_message())?;
+        }
+        publisher.flush()?;
     }
-    publisher.flush()?;
-    for body in &bodies[half..] {
-        publisher.publish(body.routing_key, &envelope(body))?;
-    }
-    publisher.flush()?;
     let good = events.len() as u64;
     monitor.until("the good events are stored", PATIENCE, |_| {
         rig.events().unwrap_or_default() >= good
@@ -170,14 +162,14 @@ async fn ten_megabyte_messages_stay_within_the_memory_limit() -> Result<()> {
     for number in 0..count {
         let body = format!(
             r#"[{{"type":"task-failed","uuid":"{}","hostname":"celery@w","pid":1,"clock":{number},"timestamp":{:.3},"exception":"E('x')","traceback":"{long}"}}]"#,
-            task_id(7, number as usize),
-            now()
+            task_id(7, u64::from(number)),
+            now() as f64 / 1e6
         );
         let beat = format!(
             r#"{{"type":"worker-heartbeat","hostname":"celery@w","pid":1,"clock":{number},"timestamp":{:.3},"freq":2.0,"active":1}}"#,
-            now()
+            now() as f64 / 1e6
         );
-        publisher.publish("task.multi", &envelope_of(body.as_bytes(), "task.multi", "celery@w"))?;
+        publisher.publish_raw("task.multi", &envelope(body.as_bytes(), "task.multi", "celery@w"))?;
         publisher.flush()?;
         // One at a time: Redis cuts a subscriber that is 32 MB behind, whatever it does. And with a heartbeat now and then:
         // Redis looks at its limit of 8 MB for 60 s only when it sends, and each of these messages alone is over it.
@@ -185,9 +177,9 @@ async fn ten_megabyte_messages_stay_within_the_memory_limit() -> Result<()> {
         monitor.until("it is read", PATIENCE, |monitor| {
             monitor.metric("kanchi_monitor_messages_total").unwrap_or_default() >= read
         })?;
-        publisher.publish(
+        publisher.publish_raw(
             "worker.heartbeat",
-            &envelope_of(beat.as_bytes(), "worker.heartbeat", "celery@w"),
+            &envelope(beat.as_bytes(), "worker.heartbeat", "celery@w"),
         )?;
         publisher.flush()?;
         monitor.until("the heartbeat is read", PATIENCE, |monitor| {
@@ -251,9 +243,9 @@ async fn a_newer_monitor_takes_over_and_the_older_one_ends_saying_so() -> Result
         monitor.metric("kanchi_monitor_store_up") == Some(1.0)
     })?;
     let mut publisher = RedisPublisher::connect(redis.port())?;
-    let events = stream(Shape::short(10, 5), now());
-    for body in messages(&events) {
-        publisher.publish(body.routing_key, &envelope(&body))?;
+    let Recording { events, messages, .. } = recording(Workload::short(5), 10);
+    for message in &messages {
+        publisher.publish(&message.as_message())?;
     }
     publisher.flush()?;
     let status = older.ended()?;

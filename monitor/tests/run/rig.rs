@@ -14,8 +14,6 @@ use kanchi_contract::{
 use kanchi_store::{BrokerKey, BrokerSpec, RetentionPolicy, StoreAdmin, StoreUrl};
 use kanchi_test_servers::postgres::Postgres;
 
-use crate::celery::Body;
-
 pub(crate) const PASSWORD: &str = "canary-password-of-a-monitor";
 
 /// A Postgres with Kanchi's schema and one broker, and the monitor's mounted directory.
@@ -269,14 +267,14 @@ impl MonitorProcess {
         }
     }
 
+    /// Returns the process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns the highest resident memory so far, in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
         self.metric("process_resident_memory_max_bytes").unwrap_or_default() as u64
-    }
-
-    /// Returns the processor seconds used so far.
-    pub(crate) fn processor(&self) -> f64 {
-        self.metric("process_cpu_seconds_total").unwrap_or_default()
     }
 }
 
@@ -285,131 +283,5 @@ impl Drop for MonitorProcess {
         // It may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
-    }
-}
-
-/// Publishes to a Redis channel as kombu does: one `PUBLISH` of an envelope a message.
-pub(crate) struct RedisPublisher {
-    stream: std::io::BufWriter<TcpStream>,
-    replies: TcpStream,
-    owed: usize,
-}
-
-impl RedisPublisher {
-    pub(crate) fn connect(port: u16) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
-        let replies = stream.try_clone()?;
-        replies.set_read_timeout(Some(Duration::from_mins(1)))?;
-        Ok(Self {
-            stream: std::io::BufWriter::with_capacity(256 * 1024, stream),
-            replies,
-            owed: 0,
-        })
-    }
-
-    pub(crate) fn publish(&mut self, routing_key: &str, envelope: &[u8]) -> Result<()> {
-        let channel = format!("/0.celeryev/{routing_key}");
-        write!(
-            self.stream,
-            "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n",
-            channel.len(),
-            envelope.len()
-        )?;
-        self.stream.write_all(envelope)?;
-        self.stream.write_all(b"\r\n")?;
-        self.owed += 1;
-        if self.owed >= 1000 {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    /// Waits until Redis has taken everything.
-    pub(crate) fn flush(&mut self) -> Result<()> {
-        self.stream.flush()?;
-        let mut buffer = [0; 16 * 1024];
-        while self.owed > 0 {
-            let count = self.replies.read(&mut buffer)?;
-            anyhow::ensure!(count > 0, "Redis closed the connection");
-            anyhow::ensure!(!buffer[..count].contains(&b'-'), "Redis refused a message");
-            self.owed -= lines(&buffer[..count]).min(self.owed);
-        }
-        Ok(())
-    }
-}
-
-fn lines(bytes: &[u8]) -> usize {
-    bytes.split(|byte| *byte == b'\n').count() - 1
-}
-
-/// Wraps a body as kombu's virtual transports do.
-pub(crate) fn envelope(body: &Body) -> Vec<u8> {
-    envelope_of(body.json.as_bytes(), body.routing_key, &body.hostname)
-}
-
-pub(crate) fn envelope_of(body: &[u8], routing_key: &str, hostname: &str) -> Vec<u8> {
-    use base64::Engine as _;
-    let encoded = base64::engine::general_purpose::STANDARD.encode(body);
-    format!(
-        r#"{{"body": "{encoded}", "content-encoding": "utf-8", "content-type": "application/json", "headers": {{"hostname": "{hostname}"}}, "properties": {{"delivery_mode": 1, "delivery_info": {{"exchange": "celeryev", "routing_key": "{routing_key}"}}, "priority": 0, "body_encoding": "base64", "delivery_tag": "813d4536-e96d-4319-99bb-f0a2dc3d6f2a"}}}}"#
-    )
-    .into_bytes()
-}
-
-/// Publishes to RabbitMQ's `celeryev`.
-pub(crate) struct AmqpPublisher {
-    pub(crate) channel: lapin::Channel,
-    _connection: lapin::Connection,
-}
-
-impl AmqpPublisher {
-    pub(crate) async fn connect(url: &str) -> Result<Self> {
-        let connection = lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
-        let durable = lapin::options::ExchangeDeclareOptions {
-            durable: true,
-            ..Default::default()
-        };
-        channel
-            .exchange_declare(
-                "celeryev".into(),
-                lapin::ExchangeKind::Topic,
-                durable,
-                lapin::types::FieldTable::default(),
-            )
-            .await?;
-        channel
-            .confirm_select(lapin::options::ConfirmSelectOptions::default())
-            .await?;
-        Ok(Self {
-            channel,
-            _connection: connection,
-        })
-    }
-
-    pub(crate) async fn publish(&self, routing_key: &str, body: &[u8]) -> Result<()> {
-        let properties = lapin::BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_content_encoding("utf-8".into())
-            .with_delivery_mode(1)
-            .with_priority(0);
-        // The confirmation is not awaited for each message; `flush` waits for all.
-        let _confirmation = self
-            .channel
-            .basic_publish(
-                "celeryev".into(),
-                routing_key.into(),
-                lapin::options::BasicPublishOptions::default(),
-                body,
-                properties,
-            )
-            .await?;
-        Ok(())
-    }
-
-    pub(crate) async fn flush(&self) -> Result<()> {
-        let returned = self.channel.wait_for_confirms().await?;
-        anyhow::ensure!(returned.is_empty(), "{} messages came back", returned.len());
-        Ok(())
     }
 }

@@ -98,9 +98,10 @@ impl StoreAdmin {
         let deadline = Instant::now() + within;
         self.retire_broker(key).await?;
         let tables = sqlx::query(
-            "select inhrelid::regclass::text from pg_inherits join pg_class on pg_class.oid = inhrelid
-             where pg_class.relkind = 'r' and relnamespace = 'kanchi'::regnamespace
-             order by pg_relation_size(inhrelid) desc",
+            "select oid::regclass::text from pg_class
+             where relkind = 'r' and relnamespace = 'kanchi'::regnamespace
+                 and (relispartition or oid = 'kanchi.task_live'::regclass)
+             order by pg_relation_size(oid) desc",
         );
         for table in tables.fetch_all(&self.pool).await.during(OPERATION)? {
             if !self.empty_table(table.get(0), key, deadline).await? {

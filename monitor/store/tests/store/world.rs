@@ -47,7 +47,10 @@ pub(crate) fn now() -> UnixMicros {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let server = Postgres::start_new().unwrap();
+        Self::on(Postgres::start_new().unwrap()).await
+    }
+
+    pub(crate) async fn on(server: Postgres) -> Self {
         let owner = StoreUrl::parse(&server.create_installation("kanchi").unwrap()).unwrap();
         let admin = StoreAdmin::connect(&owner).await.unwrap();
         admin.migrate().await.unwrap();

@@ -1,0 +1,84 @@
+//! The ingest path beside the floor: how fast events become durable, and what that costs, in one run on one machine.
+//!
+//! Redis: a stream is published in real time, as fast as the monitor stores it; RabbitMQ: a full queue is emptied. F is the
+//! rate at which `psql \copy` loads the same events as plain rows with one index. Publisher, broker, Postgres and monitor
+//! share the machine; Postgres has its own defaults (fsync, full_page_writes, synchronous_commit on). What is stored is
+//! counted after a restart of Postgres. `docs/performance.md` says how to run it and shows the figures.
+
+mod drive;
+mod figures;
+mod floor;
+mod rabbitmq;
+mod redis;
+#[expect(dead_code, reason = "shared with the tests, which use all of it")]
+#[path = "../../tests/run/rig.rs"]
+mod rig;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kanchi_contract::EventQueueType;
+use kanchi_test_load::Workload;
+
+use crate::figures::{Figures, medians, say};
+
+/// How much is measured; each has an environment variable, `FULL=1` sets those of the promise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// How often everything is measured; medians are shown.
+    runs: u64,
+    /// How long a Redis stream is published.
+    stream: Duration,
+    /// Tasks that are stored before the measurement begins.
+    older_tasks: u64,
+    /// How old the tasks are at least that stay open over the measurement's beginning.
+    open_age: Duration,
+    /// Events in a RabbitMQ queue.
+    queued: u64,
+}
+
+impl Sizes {
+    fn from_environment() -> Result<Self> {
+        let full = std::env::var("FULL").is_ok_and(|full| full == "1");
+        let size = |name: &str, small: u64, promised: u64| match std::env::var(name) {
+            Ok(text) => text
+                .parse()
+                .with_context(|| format!("{name} must be a number, not {text:?}")),
+            Err(_) => Ok(if full { promised } else { small }),
+        };
+        Ok(Self {
+            runs: size("KANCHI_BENCH_RUNS", 1, 5)?,
+            stream: Duration::from_secs(size("KANCHI_BENCH_SECONDS", 20, 90)?),
+            older_tasks: size("KANCHI_BENCH_OLDER_TASKS", 100_000, 10_000_000)?,
+            open_age: Duration::from_secs(size("KANCHI_BENCH_OPEN_AGE", 10, 600)?),
+            queued: size("KANCHI_BENCH_QUEUED", 500_000, 2_000_000)?,
+        })
+    }
+}
+
+fn main() -> Result<()> {
+    let sizes = Sizes::from_environment()?;
+    let only = std::env::var("KANCHI_BENCH").unwrap_or_default();
+    let wanted = |name: &str| only.is_empty() || only.split(',').any(|word| word == name);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    say(&format!("{sizes:?}"));
+    let mut all: Vec<Figures> = Vec::new();
+    for run in 1..=sizes.runs {
+        for (name, workload) in [("short", Workload::short(run)), ("realistic", Workload::realistic(run))] {
+            if wanted("redis") || wanted(&format!("redis-{name}")) {
+                all.push(redis::measure(&runtime, name, workload, sizes)?.shown());
+            }
+        }
+        for (name, queue) in [("classic", EventQueueType::Classic), ("quorum", EventQueueType::Quorum)] {
+            if wanted("rabbitmq") || wanted(&format!("rabbitmq-{name}")) {
+                let workload = Workload::realistic(run);
+                all.push(rabbitmq::measure(&runtime, name, queue, workload, sizes)?.shown());
+            }
+        }
+    }
+    say(&medians(&all));
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! RabbitMQ: a full queue is emptied, beside a consumer that only acknowledges while the same rows are copied.
+
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::StreamExt as _;
+use kanchi_contract::EventQueueType;
+use kanchi_test_load::{AmqpPublisher, Stream, Workload};
+use kanchi_test_servers::postgres::Postgres;
+use kanchi_test_servers::rabbitmq::Rabbitmq;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::Sizes;
+use crate::drive::{self, Blocking, Until, stored};
+use crate::figures::{Figures, Processor};
+use crate::floor;
+use crate::redis::postgres;
+use crate::rig::Rig;
+
+/// Queue of the consumer that only acknowledges.
+const QUEUE: &str = "bench.only-acknowledged";
+
+pub(crate) fn measure(
+    runtime: &tokio::runtime::Runtime,
+    name: &str,
+    queue: EventQueueType,
+    workload: Workload,
+    sizes: Sizes,
+) -> Result<Figures> {
+    let rabbit = Rabbitmq::start_new()?;
+    let mut rig = runtime.block_on(Rig::new(postgres()?, &rabbit.url()))?;
+    rig.config.celery.event_queue.queue_type = queue;
+    // Everything waits in the queue at once.
+    rig.config.celery.event_queue.max_length_bytes = 1 << 36;
+    rig.write_config(|_| {})?;
+    let publisher = runtime.block_on(AmqpPublisher::connect(&rabbit.url()))?;
+    // The queue is made by a first monitor and stays when it ends; a second queue gets the same messages.
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    monitor.terminate()?;
+    runtime.block_on(second_queue(&publisher, queue))?;
+    let mut stream = Stream::new(workload);
+    let mut blocking = Blocking {
+        runtime,
+        publisher: &publisher,
+    };
+    let nothing = AtomicU64::new(u64::MAX);
+    drive::publish(
+        &mut stream,
+        workload.workers,
+        &mut blocking,
+        Until::Events(sizes.queued),
+        &nothing,
+    )?;
+    let events = stream.events();
+
+    let used = Processor::so_far(0, rig.postgres.pid(), rabbit.pid());
+    let started = Instant::now();
+    let mut monitor = rig.monitor(&[])?;
+    monitor.until("everything is stored", Duration::from_mins(30), |monitor| {
+        stored(monitor) >= events
+    })?;
+    let elapsed = started.elapsed().as_secs_f64();
+    let processor = Processor::so_far(monitor.pid(), rig.postgres.pid(), rabbit.pid()).since(used, events);
+    let peak = monitor.peak_memory();
+    monitor.terminate()?;
+    rig.postgres.stop()?;
+    rig.postgres.start()?;
+    let lost = events as i64 - rig.events()? as i64;
+    let against = runtime.block_on(acknowledge_beside_copy(&rabbit, &rig.postgres, workload, events))?;
+    Ok(Figures {
+        name: format!("RabbitMQ, {name}"),
+        events,
+        lost,
+        rate: events as f64 / elapsed,
+        against,
+        processor: Processor {
+            publisher: 0.0,
+            ..processor
+        },
+        peak,
+        checkpoints: 0,
+    })
+}
+
+async fn second_queue(publisher: &AmqpPublisher, queue: EventQueueType) -> Result<()> {
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..Default::default()
+    };
+    let mut arguments = FieldTable::default();
+    if queue == EventQueueType::Quorum {
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    }
+    publisher
+        .channel
+        .queue_declare(QUEUE.into(), durable, arguments)
+        .await?;
+    publisher
+        .channel
+        .queue_bind(
+            QUEUE.into(),
+            "celeryev".into(),
+            "#".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await?;
+    Ok(())
+}
+
+/// The rate at which a consumer that only acknowledges, and a COPY of the same rows beside it, are both done.
+async fn acknowledge_beside_copy(
+    rabbit: &Rabbitmq,
+    postgres: &Postgres,
+    workload: Workload,
+    events: u64,
+) -> Result<f64> {
+    let file = floor::rows(workload, events)?;
+    floor::prepare(postgres)?;
+    let connection = lapin::Connection::connect(&rabbit.url(), lapin::ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let waiting = channel
+        .queue_declare(
+            QUEUE.into(),
+            QueueDeclareOptions {
+                passive: true,
+                ..Default::default()
+            },
+            FieldTable::default(),
+        )
+        .await?
+        .message_count();
+    channel.basic_qos(2_000, BasicQosOptions::default()).await?;
+    let mut consumer = channel
+        .basic_consume(
+            QUEUE.into(),
+            "bench".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        )
+        .await?;
+    let started = Instant::now();
+    let mut copy = floor::command(postgres, file.path()).spawn()?;
+    for number in 1..=waiting {
+        let delivery = consumer.next().await.context("the consumer ended")??;
+        if number % 500 == 0 || number == waiting {
+            delivery.ack(BasicAckOptions { multiple: true }).await?;
+        }
+    }
+    let copied = tokio::task::spawn_blocking(move || copy.wait()).await??;
+    ensure!(copied.success(), "psql");
+    Ok(events as f64 / started.elapsed().as_secs_f64())
+}
