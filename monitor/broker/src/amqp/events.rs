@@ -31,6 +31,9 @@ use crate::time::now;
 const UPKEEP: Duration = Duration::from_secs(15);
 /// How often a queue that is being drained is looked at.
 const DRAIN_CHECK: Duration = Duration::from_millis(500);
+/// Looks in a row that must find nothing left: a process that ends cancels its consumer a moment before its messages come
+/// back, and no look shows those.
+const DRAINED: u32 = 4;
 /// How often companions are renewed, in upkeeps.
 const RENEWAL: u32 = 20;
 /// Deliveries handed over together.
@@ -212,7 +215,9 @@ impl Consumption {
             match (outcome, draining) {
                 (Ok(Ended::Drained), Some(old)) => {
                     tracing::info!(queue = old, "drained the queue of an earlier configuration");
-                    if let Err(error) = topology::delete(connection, &old).await {
+                    // Only an unused queue is deleted: this session's consumer ends first.
+                    let closed = session.channel.close(200, "OK".into()).await;
+                    if let Err(error) = closed.and(topology::delete(connection, &old).await) {
                         tracing::warn!(queue = old, "failed to delete a drained queue: {error}");
                     }
                     self.outdated.retain(|other| *other != old);
@@ -344,6 +349,7 @@ impl<'a> Session<'a> {
     async fn deliver(&mut self, consumer: &mut Consumer) -> Result<Option<Ended>, lapin::Error> {
         let mut upkeep = tokio::time::interval_at(tokio::time::Instant::now() + UPKEEP, UPKEEP);
         let mut drain_check = tokio::time::interval(DRAIN_CHECK);
+        let mut drained = 0;
         let channel = self.channel.clone();
         let mut cancelling: BoxFuture<'_, Result<(), lapin::Error>> = pending().boxed();
         let mut cancelled = false;
@@ -366,7 +372,12 @@ impl<'a> Session<'a> {
                 _at = upkeep.tick() => self.upkeep().await,
                 _at = drain_check.tick(), if self.draining => {
                     let (_held, _foreign, unacked) = self.state.ledger.held();
-                    if unacked == 0 && topology::depth(&self.channel, &self.queue).await? == 0 {
+                    // Another consumer is a process before this one, whose connection the broker has not given up yet; what
+                    // it holds comes back then.
+                    let queue = topology::look(&self.channel, &self.queue).await?;
+                    let done = unacked == 0 && queue.ready == 0 && queue.consumers <= 1;
+                    drained = if done { drained + 1 } else { 0 };
+                    if drained >= DRAINED {
                         return Ok(Some(Ended::Drained));
                     }
                 }

@@ -300,7 +300,7 @@ pub(super) async fn exists(
     queue: &str,
 ) -> Result<bool, ConnectError> {
     let channel = connection.channel().await.map_err(|error| failed(spec, &error))?;
-    match depth(&channel, queue).await {
+    match look(&channel, queue).await {
         Ok(_depth) => {
             drop(channel.close(200, "OK".into()).await);
             Ok(true)
@@ -310,16 +310,28 @@ pub(super) async fn exists(
     }
 }
 
-/// Returns how many messages are ready.
-pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u32, lapin::Error> {
+/// What a queue holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    /// Messages that are ready. Those that a consumer has and did not acknowledge are not among them.
+    pub(super) ready: u32,
+    /// Consumers.
+    pub(super) consumers: u32,
+}
+
+/// Looks at a queue.
+pub(super) async fn look(channel: &Channel, queue: &str) -> Result<Held, lapin::Error> {
     let passive = QueueDeclareOptions {
         passive: true,
         ..QueueDeclareOptions::default()
     };
-    Ok(channel
+    let found = channel
         .queue_declare(name(queue), passive, FieldTable::default())
-        .await?
-        .message_count())
+        .await?;
+    Ok(Held {
+        ready: found.message_count(),
+        consumers: found.consumer_count(),
+    })
 }
 
 /// Stops events from arriving in a queue of an earlier configuration; what it holds stays.
@@ -331,14 +343,17 @@ pub(super) async fn unbind(connection: &AmqpConnection, queue: &str, exchange: &
     channel.close(200, "OK".into()).await
 }
 
-/// Deletes a drained queue and its companions; RabbitMQ refuses if a message has slipped in.
+/// Deletes a drained queue and its companions. RabbitMQ refuses if a message has slipped in, or if somebody consumes it and
+/// may hold messages: those are not counted as its contents, and would be gone. A quorum queue cannot be deleted under
+/// conditions and is left to expire.
 pub(super) async fn delete(connection: &AmqpConnection, queue: &str) -> Result<(), lapin::Error> {
     let channel = connection.channel().await?;
-    let if_empty = QueueDeleteOptions {
+    let done_with = QueueDeleteOptions {
         if_empty: true,
+        if_unused: true,
         ..QueueDeleteOptions::default()
     };
-    channel.queue_delete(name(queue), if_empty).await?;
+    channel.queue_delete(name(queue), done_with).await?;
     for companion in [dropped(queue), alive(queue)] {
         channel
             .queue_delete(name(&companion), QueueDeleteOptions::default())
