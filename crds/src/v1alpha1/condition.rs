@@ -124,6 +124,8 @@ names! {
         RollingOut,
         /// The new image waits until other monitors have it.
         WaitingForTurn,
+        /// The monitor cannot use its newest configuration and goes on with the one before.
+        ConfigRefused,
         /// The monitor ends again and again.
         CrashLooping,
         /// The node cannot pull the monitor's image.

@@ -69,7 +69,7 @@ fn main() {
     let events = decode_all();
     let facts = absorb_all(&events);
     let encoded = facts.encode();
-    println!("{} bytes of facts, {} in memory", encoded.len(), facts.memory());
+    println!("{} bytes of facts", encoded.len());
     let raw: Vec<_> = envelopes
         .iter()
         .map(|bytes| decode_virtual_envelope(bytes).unwrap())

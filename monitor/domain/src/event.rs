@@ -36,11 +36,11 @@ pub struct Event {
     /// The task it is about.
     pub task_id: Option<TaskId>,
     /// Task name: the true one in `task-sent`, the shadow name (if there is one) in `task-received`.
-    pub name: Option<Box<str>>,
+    pub name: Option<Arc<str>>,
     /// Positional arguments, as Celery's truncated repr.
-    pub args: Option<Box<str>>,
+    pub args: Option<Arc<str>>,
     /// Keyword arguments, as Celery's truncated repr.
-    pub kwargs: Option<Box<str>>,
+    pub kwargs: Option<Arc<str>>,
     /// How often the task had been retried when this attempt was sent.
     pub retries: Option<u32>,
     /// Not to run before.
@@ -52,21 +52,21 @@ pub struct Event {
     /// Id of the task that sent this one.
     pub parent_id: Option<TaskId>,
     /// Queue it was sent to, without the prefix of delayed delivery.
-    pub queue: Option<Box<str>>,
+    pub queue: Option<Arc<str>>,
     /// Exchange it was sent to; absent for the default exchange.
-    pub exchange: Option<Box<str>>,
+    pub exchange: Option<Arc<str>>,
     /// Routing key it was sent with, without the prefix of delayed delivery.
-    pub routing_key: Option<Box<str>>,
+    pub routing_key: Option<Arc<str>>,
     /// The result, as Celery's truncated repr.
-    pub result: Option<Box<str>>,
+    pub result: Option<Arc<str>>,
     /// Seconds from start to end, by the worker.
     pub runtime: Option<f64>,
     /// The exception's repr; taken from the traceback where Celery sends a useless one.
-    pub exception: Option<Box<str>>,
+    pub exception: Option<Arc<str>>,
     /// The exception's class, without module.
-    pub exception_class: Option<Box<str>>,
+    pub exception_class: Option<Arc<str>>,
     /// The traceback.
-    pub traceback: Option<Box<str>>,
+    pub traceback: Option<Arc<str>>,
     /// `task-rejected`: put back into the queue.
     pub requeue: Option<bool>,
     /// `task-revoked`: was running.
@@ -74,13 +74,13 @@ pub struct Event {
     /// `task-revoked`: because it had expired.
     pub expired: Option<bool>,
     /// `task-revoked`: the signal, a number or a name.
-    pub signum: Option<Box<str>>,
+    pub signum: Option<Arc<str>>,
     /// What a `worker-…` event says about its worker.
     pub worker: Option<Box<WorkerFields>>,
     /// Progress of a task.
     pub progress: Option<Box<ProgressFields>>,
     /// All other fields: the text of a JSON object that `jsonb` takes.
-    pub extra: Option<Box<str>>,
+    pub extra: Option<Arc<str>>,
     /// Payloads that were cut.
     pub cut: PayloadFields,
 }
@@ -136,7 +136,7 @@ pub struct EventId(pub u128);
 
 /// Id of a task: any non-empty text of at most 255 bytes without NUL. Celery's are UUIDs, but it accepts others.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TaskId(Box<str>);
+pub struct TaskId(Arc<str>);
 
 impl TaskId {
     /// Returns the id of a text: NUL replaced, a text over 255 bytes shortened with a hash; `None` for an empty one.
@@ -147,6 +147,17 @@ impl TaskId {
             Some(short) => Some(Self(short.into())),
             None => Some(Self(text.into())),
         }
+    }
+
+    /// Returns the id of a text that is one already, without copying it.
+    pub(crate) fn shared(text: Arc<str>) -> Option<Self> {
+        let fits = !text.is_empty() && text.len() <= crate::text::NAME_BYTES && !text.contains('\0');
+        if fits { Some(Self(text)) } else { Self::new(&text) }
+    }
+
+    /// Returns the text, shared.
+    pub fn share(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 
     /// Returns the id as text.
@@ -195,11 +206,11 @@ pub struct WorkerFields {
     /// Load averages of 1, 5 and 15 minutes.
     pub loadavg: Option<[f64; 3]>,
     /// Software, for example `py-celery`.
-    pub sw_ident: Option<Box<str>>,
+    pub sw_ident: Option<Arc<str>>,
     /// Its version.
-    pub sw_ver: Option<Box<str>>,
+    pub sw_ver: Option<Arc<str>>,
     /// Operating system.
-    pub sw_sys: Option<Box<str>>,
+    pub sw_sys: Option<Arc<str>>,
 }
 
 impl WorkerFields {
@@ -215,13 +226,13 @@ pub struct ProgressFields {
     /// Percent done, 0–100.
     pub percent: Option<f64>,
     /// Which step.
-    pub step_key: Option<Box<str>>,
+    pub step_key: Option<Arc<str>>,
     /// A word on it.
-    pub message: Option<Box<str>>,
+    pub message: Option<Arc<str>>,
     /// Anything: JSON text.
-    pub meta: Option<Box<str>>,
+    pub meta: Option<Arc<str>>,
     /// The steps to come: text of a JSON array.
-    pub steps: Option<Box<str>>,
+    pub steps: Option<Arc<str>>,
 }
 
 /// A text of an event that can be large or secret.

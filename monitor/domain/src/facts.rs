@@ -14,6 +14,8 @@ mod codec;
 
 /// Bytes of one text that are kept, whatever the payload policy says.
 const TEXT_BYTES: usize = 256 << 10;
+/// Texts that `task-sent` mostly has: the most of all steps.
+const TEXTS_OF_A_CALL: usize = 6;
 /// Stands for a time, clock or process id that is not known: lower than any.
 pub(crate) const UNKNOWN: i64 = i64::MIN;
 
@@ -124,7 +126,7 @@ pub(crate) struct Key {
     pub(crate) host: Arc<str>,
     pub(crate) pid: i64,
     /// Type of a custom event.
-    pub(crate) custom: Option<Box<str>>,
+    pub(crate) custom: Option<Arc<str>>,
 }
 
 /// What the state needs of an event. Of two with one key the greater is kept.
@@ -197,22 +199,27 @@ pub(crate) enum Field {
 pub(crate) struct Texts {
     pub(crate) key: Key,
     /// In the order of the fields.
-    pub(crate) fields: Vec<(Field, Box<str>)>,
+    pub(crate) fields: Vec<(Field, Arc<str>)>,
     /// Bits of the `f64`.
     pub(crate) percent: Option<u64>,
     pub(crate) cut: PayloadFields,
 }
 
 impl Texts {
-    pub(crate) fn get(&self, field: Field) -> Option<&str> {
+    pub(crate) fn get(&self, field: Field) -> Option<&Arc<str>> {
         self.fields
             .iter()
             .find(|(found, _)| *found == field)
-            .map(|(_, text)| &**text)
+            .map(|(_, text)| text)
+    }
+
+    /// Like [`Self::get`], for keeps.
+    pub(crate) fn share(&self, field: Field) -> Option<Arc<str>> {
+        self.get(field).cloned()
     }
 
     fn of(event: &Event, key: &Key) -> Self {
-        let id = |id: &Option<TaskId>| id.as_ref().map(|id| Box::from(id.as_str()));
+        let id = |id: &Option<TaskId>| id.as_ref().map(TaskId::share);
         // A retry is sent by the task itself, and so calls itself its parent.
         let parent = event
             .parent_id
@@ -220,7 +227,7 @@ impl Texts {
             .filter(|parent| event.task_id.as_ref() != Some(parent));
         let mut texts = Self {
             key: key.clone(),
-            fields: Vec::new(),
+            fields: Vec::with_capacity(TEXTS_OF_A_CALL),
             percent: None,
             cut: event.cut,
         };
@@ -228,7 +235,7 @@ impl Texts {
         texts.add(Field::Args, event.args.clone(), Some(PayloadField::Args));
         texts.add(Field::Kwargs, event.kwargs.clone(), Some(PayloadField::Kwargs));
         texts.add(Field::RootId, id(&event.root_id), None);
-        texts.add(Field::ParentId, parent.map(|id| id.as_str().into()), None);
+        texts.add(Field::ParentId, parent.map(TaskId::share), None);
         texts.add(Field::Queue, event.queue.clone(), None);
         texts.add(Field::Exchange, event.exchange.clone(), None);
         texts.add(Field::RoutingKey, event.routing_key.clone(), None);
@@ -278,7 +285,7 @@ impl Texts {
         Some(texts)
     }
 
-    fn add(&mut self, field: Field, text: Option<Box<str>>, payload: Option<PayloadField>) {
+    fn add(&mut self, field: Field, text: Option<Arc<str>>, payload: Option<PayloadField>) {
         let Some(text) = text else { return };
         if text.len() <= TEXT_BYTES {
             return self.fields.push((field, text));
@@ -385,26 +392,19 @@ impl TaskFacts {
 
     /// Returns the facts as bytes; equal facts give equal bytes.
     pub fn encode(&self) -> Vec<u8> {
-        codec::encode(self)
+        let mut bytes = Vec::new();
+        self.encode_into(&mut bytes);
+        bytes
+    }
+
+    /// Appends what [`Self::encode`] returns.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        codec::encode(self, out);
     }
 
     /// Reads what [`Self::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, FactsError> {
         codec::decode(bytes)
-    }
-
-    /// Returns about how many bytes of memory these facts take.
-    pub fn memory(&self) -> usize {
-        let texts = self
-            .texts
-            .iter()
-            .flat_map(|texts| &texts.fields)
-            .map(|(_, text)| text.len() + 40)
-            .sum::<usize>();
-        size_of::<Self>()
-            + self.facts.capacity() * size_of::<Fact>()
-            + self.texts.capacity() * size_of::<Texts>()
-            + texts
     }
 
     /// Returns the row of the task, without regard to the time of day.

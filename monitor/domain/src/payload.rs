@@ -1,5 +1,7 @@
 //! What is kept of arguments, results and tracebacks.
 
+use std::sync::Arc;
+
 use crate::event::{Event, PayloadField};
 use crate::text::{boundary, boundary_above};
 
@@ -65,7 +67,7 @@ impl PayloadPolicy {
             *json = json
                 .take()
                 .and_then(|json| redact::json(&json, &self.redact_keys))
-                .map(Box::from);
+                .map(Arc::from);
         }
     }
 
@@ -110,7 +112,7 @@ impl PayloadPolicy {
         }
     }
 
-    fn head(&self, text: &str) -> Box<str> {
+    fn head(&self, text: &str) -> Arc<str> {
         let end = boundary(text, self.max_bytes.saturating_sub(MARK.len()));
         format!("{}{MARK}", text.get(..end).unwrap_or_default()).into()
     }

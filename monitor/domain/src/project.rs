@@ -1,5 +1,6 @@
 //! From facts to the row that users see.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::{PayloadField, PayloadFields, TaskId};
@@ -23,19 +24,19 @@ pub struct TaskRow {
     /// What the state does not say by itself.
     pub mark: Option<TaskMark>,
     /// True name if `task-sent` was seen, else what the worker calls it.
-    pub name: Option<Box<str>>,
+    pub name: Option<Arc<str>>,
     /// Queue.
-    pub queue: Option<Box<str>>,
+    pub queue: Option<Arc<str>>,
     /// The queue was not told but inferred. Never set by the projection: whoever infers it sets both.
     pub queue_inferred: bool,
     /// Exchange, if not the default one.
-    pub exchange: Option<Box<str>>,
+    pub exchange: Option<Arc<str>>,
     /// Routing key.
-    pub routing_key: Option<Box<str>>,
+    pub routing_key: Option<Arc<str>>,
     /// Node name of the sender.
-    pub client: Option<Box<str>>,
+    pub client: Option<Arc<str>>,
     /// Node name of the worker that has or had it.
-    pub worker: Option<Box<str>>,
+    pub worker: Option<Arc<str>>,
     /// Main process of that worker.
     pub worker_pid: Option<i64>,
     /// Retries before the current attempt.
@@ -45,17 +46,17 @@ pub struct TaskRow {
     /// How often workers got it in the current attempt; more than one: redelivered or put back.
     pub deliveries: u32,
     /// Positional arguments.
-    pub args: Option<Box<str>>,
+    pub args: Option<Arc<str>>,
     /// Keyword arguments.
-    pub kwargs: Option<Box<str>>,
+    pub kwargs: Option<Arc<str>>,
     /// Result.
-    pub result: Option<Box<str>>,
+    pub result: Option<Arc<str>>,
     /// Exception of the failure, or of the last retry while the task is not final.
-    pub exception: Option<Box<str>>,
+    pub exception: Option<Arc<str>>,
     /// Class of that exception.
-    pub exception_class: Option<Box<str>>,
+    pub exception_class: Option<Arc<str>>,
     /// Its traceback.
-    pub traceback: Option<Box<str>>,
+    pub traceback: Option<Arc<str>>,
     /// Payloads that were cut.
     pub cut: PayloadFields,
     /// Root of the workflow.
@@ -85,7 +86,7 @@ pub struct TaskRow {
     /// Revoked while it was running.
     pub terminated: bool,
     /// Signal it was terminated with.
-    pub signum: Option<Box<str>>,
+    pub signum: Option<Arc<str>>,
     /// Progress, if the application tells it.
     pub progress: Option<Progress>,
     /// Events were dropped from the facts because there were too many; counts may be low.
@@ -98,13 +99,13 @@ pub struct Progress {
     /// Percent done.
     pub percent: Option<f64>,
     /// Which step.
-    pub step_key: Option<Box<str>>,
+    pub step_key: Option<Arc<str>>,
     /// A word on it.
-    pub message: Option<Box<str>>,
+    pub message: Option<Arc<str>>,
     /// Anything: JSON text.
-    pub meta: Option<Box<str>>,
+    pub meta: Option<Arc<str>>,
     /// The steps: text of a JSON array.
-    pub steps: Option<Box<str>>,
+    pub steps: Option<Arc<str>>,
 }
 
 impl TaskRow {
@@ -213,7 +214,7 @@ impl TaskRow {
         self.worker = worker
             .map(|delivery| delivery.host)
             .filter(|host| !host.is_empty())
-            .map(Box::from);
+            .map(Arc::clone);
         self.worker_pid = worker.map(|delivery| delivery.pid).filter(|pid| *pid != UNKNOWN);
         if let Some((_, fact)) = decisive.and_then(|delivery| delivery.decided) {
             self.terminated = fact.flags.has(Flags::TERMINATED);
@@ -228,19 +229,19 @@ impl TaskRow {
             [sent, received, progress, steps]
                 .into_iter()
                 .flatten()
-                .find_map(|texts| texts.get(field))
+                .find_map(|texts| texts.share(field))
         };
-        let of_sent = |field: Field| sent.and_then(|texts| texts.get(field)).map(Box::from);
-        self.name = first(Field::Name).map(Box::from);
-        self.root_id = first(Field::RootId).and_then(TaskId::new);
-        self.parent_id = first(Field::ParentId).and_then(TaskId::new);
+        let of_sent = |field: Field| sent.and_then(|texts| texts.share(field));
+        self.name = first(Field::Name);
+        self.root_id = first(Field::RootId).and_then(TaskId::shared);
+        self.parent_id = first(Field::ParentId).and_then(TaskId::shared);
         self.queue = of_sent(Field::Queue).or_else(|| default_queue(sent));
         self.exchange = of_sent(Field::Exchange);
         self.routing_key = of_sent(Field::RoutingKey);
         self.client = sent
-            .map(|texts| &*texts.key.host)
+            .map(|texts| &texts.key.host)
             .filter(|host| !host.is_empty())
-            .map(Box::from);
+            .map(Arc::clone);
     }
 
     fn set_payloads(&mut self, facts: &TaskFacts, decisive: Option<&Delivery<'_>>) {
@@ -248,22 +249,22 @@ impl TaskRow {
         let arguments = facts.texts(Step::Sent).into_iter().chain(facts.texts(Step::Received));
         for texts in arguments {
             let later = self.args.is_none() || facts.texts(Step::Sent).is_none_or(|sent| sent.key.at <= texts.key.at);
-            if let Some(args) = texts.get(Field::Args).filter(|_| later) {
-                self.args = Some(args.into());
-                self.kwargs = texts.get(Field::Kwargs).map(Box::from);
+            if let Some(args) = texts.share(Field::Args).filter(|_| later) {
+                self.args = Some(args);
+                self.kwargs = texts.share(Field::Kwargs);
                 self.take_cut(texts, &[PayloadField::Args, PayloadField::Kwargs]);
             }
         }
         match decisive.map(|delivery| delivery.phase) {
             Some(Phase::Success) => {
                 if let Some(texts) = facts.texts(Step::Succeeded) {
-                    self.result = texts.get(Field::Result).map(Box::from);
+                    self.result = texts.share(Field::Result);
                     self.take_cut(texts, &[PayloadField::Result]);
                 }
             }
             Some(Phase::Revoked) => {
-                let signum = facts.texts(Step::Revoked).and_then(|texts| texts.get(Field::Signum));
-                self.signum = signum.filter(|_| self.terminated).map(Box::from);
+                let signum = facts.texts(Step::Revoked).and_then(|texts| texts.share(Field::Signum));
+                self.signum = signum.filter(|_| self.terminated);
             }
             _ => {}
         }
@@ -278,9 +279,9 @@ impl TaskRow {
             return;
         };
         if let Some(texts) = facts.texts(step) {
-            self.exception = texts.get(Field::Exception).map(Box::from);
-            self.exception_class = texts.get(Field::ExceptionClass).map(Box::from);
-            self.traceback = texts.get(Field::Traceback).map(Box::from);
+            self.exception = texts.share(Field::Exception);
+            self.exception_class = texts.share(Field::ExceptionClass);
+            self.traceback = texts.share(Field::Traceback);
             self.take_cut(texts, &[PayloadField::Exception, PayloadField::Traceback]);
         }
     }
@@ -300,13 +301,13 @@ impl TaskRow {
         for texts in progress.into_iter().chain(steps) {
             self.take_cut(texts, &[PayloadField::Progress]);
         }
-        let text = |field| progress.and_then(|texts| texts.get(field)).map(Box::from);
+        let text = |field| progress.and_then(|texts| texts.share(field));
         self.progress = Some(Progress {
             percent: progress.and_then(|texts| texts.percent).map(f64::from_bits),
             step_key: text(Field::StepKey),
             message: text(Field::Message),
             meta: text(Field::Meta),
-            steps: steps.and_then(|texts| texts.get(Field::Steps)).map(Box::from),
+            steps: steps.and_then(|texts| texts.share(Field::Steps)),
         });
     }
 
@@ -332,10 +333,10 @@ fn told(received: Option<&Fact>, sent: Option<&Fact>, field: impl Fn(&Fact) -> O
 
 /// A message to the default exchange goes to the queue named by its routing key, and so, in the end, does one with delayed
 /// delivery, for which Celery says no queue.
-fn default_queue(sent: Option<&Texts>) -> Option<Box<str>> {
+fn default_queue(sent: Option<&Texts>) -> Option<Arc<str>> {
     let by_key = |exchange: &str| exchange.starts_with("celery_delayed_");
-    let sent = sent.filter(|sent| sent.get(Field::Exchange).is_none_or(by_key))?;
-    sent.get(Field::RoutingKey).map(Box::from)
+    let sent = sent.filter(|sent| sent.get(Field::Exchange).is_none_or(|exchange| by_key(exchange)))?;
+    sent.share(Field::RoutingKey)
 }
 
 fn state_of(delivery: &Delivery<'_>) -> TaskState {

@@ -1,6 +1,7 @@
 //! The states of a task, as users see them. `docs/states.md` defines each.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// State of a task.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,7 +27,7 @@ pub enum TaskState {
     /// Was running on a worker that is gone, and nothing has been heard since.
     Orphaned,
     /// The application's own state: the upper-case subject of a custom `task-…` event.
-    Custom(Box<str>),
+    Custom(Arc<str>),
 }
 
 impl TaskState {

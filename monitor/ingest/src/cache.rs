@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::mem;
+use std::sync::Arc;
 
 /// Bytes that an entry takes besides its key and value: two words of the map, its control byte, allocator slack.
 const ENTRY_OVERHEAD: usize = 96;
@@ -19,8 +20,8 @@ pub trait Weigh {
 /// The map; keys are task ids.
 #[derive(Debug)]
 pub struct Cache<V> {
-    young: HashMap<Box<str>, V>,
-    old: HashMap<Box<str>, V>,
+    young: HashMap<Arc<str>, V>,
+    old: HashMap<Arc<str>, V>,
     young_bytes: usize,
     old_bytes: usize,
     budget: usize,
@@ -55,7 +56,7 @@ impl<V: Weigh> Cache<V> {
     }
 
     /// Puts an entry in; an entry larger than a quarter of the budget is not kept.
-    pub fn put(&mut self, key: Box<str>, value: V) {
+    pub fn put(&mut self, key: Arc<str>, value: V) {
         let bytes = cost(&key, &value);
         drop(self.take(&key));
         if bytes > self.budget / 4 {

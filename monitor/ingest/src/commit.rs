@@ -175,7 +175,6 @@ impl Committer {
 
     fn stored(&mut self, messages: &[Prepared], reduced: Reduced, started: Instant) {
         let metrics = &self.shared.metrics;
-        self.shared.store_failing(None);
         metrics.batch_events.observe(reduced.events as f64);
         metrics.batch_messages.observe(messages.len() as f64);
         metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
@@ -205,7 +204,7 @@ impl Committer {
             };
             let error = match writer.commit(batch).await {
                 Ok(()) => {
-                    self.shared.metrics.store_up.set(1);
+                    self.shared.store_works();
                     return Ok(Outcome::Stored);
                 }
                 Err(error) => error,
@@ -221,7 +220,10 @@ impl Committer {
             }
             if unknown {
                 match self.was_committed(batch.id).await? {
-                    Some(true) => return Ok(Outcome::Stored),
+                    Some(true) => {
+                        self.shared.store_works();
+                        return Ok(Outcome::Stored);
+                    }
                     Some(false) => {}
                     None => return Ok(Outcome::GivenUp),
                 }
@@ -391,8 +393,7 @@ impl Committer {
         let settings = Arc::clone(&self.settings.borrow_and_update());
         let mut writer = StoreWriter::connect(&settings.store, settings.retention).await?;
         let epoch = writer.begin_epoch(&self.instance).await?;
-        self.shared.metrics.store_up.set(1);
-        self.shared.store_failing(None);
+        self.shared.store_works();
         tracing::info!(store.endpoint = %settings.store.endpoint(), store.epoch = epoch.0, "connected to the store");
         Ok((writer, epoch))
     }
@@ -402,7 +403,7 @@ impl Committer {
         if error.kind() == ErrorKind::StaleEpoch {
             return Err(Error::Fenced);
         }
-        self.shared.store_failing(Some(error.kind()));
+        self.shared.store_failing(error.kind());
         // A database of a newer schema may be followed by a newer monitor; one of a wrong URL by a corrected one.
         if backoff.failures().is_power_of_two() || backoff.failures() == 0 {
             tracing::warn!(

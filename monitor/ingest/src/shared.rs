@@ -175,10 +175,16 @@ impl Shared {
         }
     }
 
-    /// Storing a batch failed, or works again.
-    pub fn store_failing(&self, kind: Option<ErrorKind>) {
+    /// A call to the store succeeded.
+    pub fn store_works(&self) {
+        self.metrics.store_up.set(1);
+        *lock(&self.store_failure) = None;
+    }
+
+    /// A batch could not be stored and waits.
+    pub fn store_failing(&self, kind: ErrorKind) {
         let mut failure = lock(&self.store_failure);
-        *failure = kind.map(|kind| (failure.map_or_else(Instant::now, |(since, _)| since), kind));
+        *failure = Some((failure.map_or_else(Instant::now, |(since, _)| since), kind));
     }
 
     /// What has kept batches from being stored for a while; a single failed try is nobody's business.

@@ -4,6 +4,7 @@
 //! of them twice: when later events show that a task ended otherwise, the first count is taken back.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use kanchi_domain::{Event, EventKind, TaskRow, TaskState, UnixMicros};
 use kanchi_store::MinuteStat;
@@ -20,7 +21,7 @@ pub struct Counted {
 #[derive(Clone, Debug, PartialEq)]
 struct Ending {
     minute: i64,
-    name: Box<str>,
+    name: Arc<str>,
     transition: &'static str,
     runtime: f64,
 }
@@ -46,7 +47,7 @@ impl Counted {
 /// The counts of one batch.
 #[derive(Debug, Default)]
 pub struct Tally {
-    counts: HashMap<(i64, Box<str>, &'static str), Count>,
+    counts: HashMap<(i64, Arc<str>, &'static str), Count>,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +59,7 @@ struct Count {
 
 impl Tally {
     /// A distinct event of a task was stored.
-    pub fn step(&mut self, event: &Event, name: Option<&str>) {
+    pub fn step(&mut self, event: &Event, name: Option<&Arc<str>>) {
         let transition = match event.kind {
             EventKind::TaskSent => "sent",
             EventKind::TaskReceived => "received",
@@ -78,7 +79,13 @@ impl Tally {
             | EventKind::WorkerOther
             | EventKind::Custom => return,
         };
-        self.add(minute(event.timestamp), name.unwrap_or_default(), transition, 1, 0.0);
+        self.add(
+            minute(event.timestamp),
+            name.cloned().unwrap_or_default(),
+            transition,
+            1,
+            0.0,
+        );
     }
 
     /// A task's row changed from what was counted before.
@@ -89,11 +96,23 @@ impl Tally {
         // A rerun under the same id does not disprove how the run before it ended.
         let same_run = before.run == after.run;
         if same_run && let Some(ending) = &before.ending {
-            self.add(ending.minute, &ending.name, ending.transition, -1, -ending.runtime);
+            self.add(
+                ending.minute,
+                Arc::clone(&ending.name),
+                ending.transition,
+                -1,
+                -ending.runtime,
+            );
         }
         let again = !same_run && before.ending == after.ending;
         if let Some(ending) = after.ending.as_ref().filter(|_| !again) {
-            self.add(ending.minute, &ending.name, ending.transition, 1, ending.runtime);
+            self.add(
+                ending.minute,
+                Arc::clone(&ending.name),
+                ending.transition,
+                1,
+                ending.runtime,
+            );
         }
     }
 
@@ -106,7 +125,7 @@ impl Tally {
         nonzero
             .map(|((minute, task_name, transition), count)| MinuteStat {
                 minute: UnixMicros(minute),
-                task_name: task_name.into(),
+                task_name: (*task_name).to_owned(),
                 transition: transition.to_owned(),
                 count: count.tasks,
                 runtime_sum: count.runtime_sum,
@@ -115,8 +134,8 @@ impl Tally {
             .collect()
     }
 
-    fn add(&mut self, minute: i64, name: &str, transition: &'static str, count: i64, runtime: f64) {
-        let entry = self.counts.entry((minute, name.into(), transition)).or_default();
+    fn add(&mut self, minute: i64, name: Arc<str>, transition: &'static str, count: i64, runtime: f64) {
+        let entry = self.counts.entry((minute, name, transition)).or_default();
         entry.tasks += count;
         entry.runtime_sum += runtime;
         entry.runtime_max = entry.runtime_max.max(runtime);

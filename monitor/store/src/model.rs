@@ -1,5 +1,7 @@
 //! Rows as the monitor hands them over.
 
+use std::sync::Arc;
+
 use kanchi_domain::{TaskRow, UnixMicros};
 use uuid::Uuid;
 
@@ -32,7 +34,7 @@ pub struct Batch {
 #[derive(Clone, Debug)]
 pub struct EventChunk {
     /// The task, at most 255 bytes; `None` for events that belong to no task.
-    pub task_id: Option<String>,
+    pub task_id: Option<Arc<str>>,
     /// Earliest Celery timestamp in the chunk.
     pub first_at: UnixMicros,
     /// How many events the chunk holds.
@@ -45,9 +47,9 @@ pub struct EventChunk {
 #[derive(Clone, Debug)]
 pub struct LiveTask {
     /// The task, at most 255 bytes.
-    pub task_id: String,
+    pub task_id: Arc<str>,
     /// `TaskFacts::encode()`: everything known of the task, this batch included.
-    pub facts: Vec<u8>,
+    pub facts: Arc<[u8]>,
     /// The projection of exactly these facts.
     pub row: TaskRow,
     /// Whether a row of the task may be in the live table already. `false` takes the fast way (a plain COPY); it is

@@ -1,5 +1,7 @@
 //! Reading tasks back: by id, by list, by count.
 
+use std::sync::Arc;
+
 use kanchi_domain::{TaskFacts, TaskRow, UnixMicros};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -131,7 +133,7 @@ fn stored(row: &PgRow, now: UnixMicros) -> Result<StoredTask> {
         .map_err(|error| Error::new(ErrorKind::Other, "read the facts of a task", error.to_string()))?;
     let live: bool = row.get(3);
     let queue: Option<String> = row.get(4);
-    let projected = with_queue(facts.project_at(now), queue);
+    let projected = with_queue(facts.project_at(now), queue.map(Arc::from));
     Ok(StoredTask {
         broker_key: row.get(0),
         task_id: row.get(1),
@@ -145,16 +147,16 @@ fn stored(row: &PgRow, now: UnixMicros) -> Result<StoredTask> {
 fn join(mut task: StoredTask, other: &StoredTask, now: UnixMicros) -> StoredTask {
     task.facts.merge(&other.facts);
     let queue = task.row.queue.take().or_else(|| other.row.queue.clone());
-    task.row = with_queue(task.facts.project_at(now), queue.map(String::from));
+    task.row = with_queue(task.facts.project_at(now), queue);
     task.live |= other.live;
     task.settled_rows += other.settled_rows;
     task
 }
 
 /// The queue may be inferred from the worker; then only the row knows it, not the facts.
-fn with_queue(mut row: TaskRow, stored: Option<String>) -> TaskRow {
+fn with_queue(mut row: TaskRow, stored: Option<Arc<str>>) -> TaskRow {
     if row.queue.is_none() && stored.is_some() {
-        row.queue = stored.map(String::into_boxed_str);
+        row.queue = stored;
         row.queue_inferred = true;
     }
     row

@@ -20,7 +20,7 @@ const DELAY_PREFIX: usize = 56;
 pub(super) struct Builder<'l> {
     limits: &'l Limits,
     event: Event,
-    type_name: Option<Box<str>>,
+    kind: Option<EventKind>,
     /// `kanchi-task-…` events name their task so.
     second_id: Option<TaskId>,
     timestamp: Option<UnixMicros>,
@@ -38,7 +38,7 @@ impl<'l> Builder<'l> {
         Self {
             limits,
             event: blank(arrived, sender),
-            type_name: None,
+            kind: None,
             second_id: None,
             timestamp: None,
             has_hostname: false,
@@ -56,7 +56,7 @@ impl<'l> Builder<'l> {
     /// Sets one field; the last of two fields with one name wins, as in Python.
     pub(super) fn set(&mut self, key: &str, value: Scalar<'_>) {
         match key {
-            "type" => self.type_name = self.type_of(value),
+            "type" => self.set_type(value),
             "hostname" => self.set_hostname(value),
             "timestamp" => self.set_timestamp(value),
             "pid" => self.event.pid = value.into_integer(&mut self.event.repairs),
@@ -93,10 +93,8 @@ impl<'l> Builder<'l> {
 
     /// Ends the event.
     pub(super) fn finish(mut self) -> Result<Event, RejectReason> {
-        let type_name = self.type_name.take().ok_or(RejectReason::MissingType)?;
-        let kind = EventKind::of(&type_name);
+        let kind = self.kind.ok_or(RejectReason::MissingType)?;
         self.event.kind = kind;
-        self.event.type_name = kind.type_name(&type_name);
         if self.event.task_id.is_none() {
             self.event.task_id = self.second_id.take();
         }
@@ -132,7 +130,7 @@ impl<'l> Builder<'l> {
     fn name_the_exception(&mut self) {
         let told = self.event.exception.as_deref();
         let (better, class) = exception::explain(told, self.event.traceback.as_deref());
-        let (better, class) = (better.map(Box::from), class.map(Box::from));
+        let (better, class) = (better.map(Arc::from), class.map(Arc::from));
         self.event.exception = better.or(self.event.exception.take());
         self.event.exception_class = class;
     }
@@ -160,6 +158,18 @@ impl<'l> Builder<'l> {
             if let Some(value) = value {
                 self.set_extra(key, &Scalar::Text((&*value).into()));
             }
+        }
+    }
+
+    fn set_type(&mut self, value: Scalar<'_>) {
+        let Scalar::Text(name) = value else {
+            self.kind = None;
+            return;
+        };
+        let name = self.shortened(name);
+        self.kind = (!name.is_empty()).then(|| EventKind::of(&name));
+        if let Some(kind) = self.kind {
+            self.event.type_name = kind.type_name(&name);
         }
     }
 
@@ -214,7 +224,7 @@ impl<'l> Builder<'l> {
         let json = |value: Scalar<'_>, repairs: &mut Repairs| {
             let mut out = String::new();
             value.write_json(None, repairs, &mut out);
-            (out != "null").then(|| out.into_boxed_str())
+            (out != "null").then(|| Arc::from(out))
         };
         match key {
             "progress" => match value {
@@ -225,8 +235,8 @@ impl<'l> Builder<'l> {
                     self.set_extra(key, &other);
                 }
             },
-            "step_key" => progress.step_key = value.into_text(repairs).map(Box::from),
-            "message" => progress.message = value.into_text(repairs).map(Box::from),
+            "step_key" => progress.step_key = value.into_text(repairs).map(Arc::from),
+            "message" => progress.message = value.into_text(repairs).map(Arc::from),
             "meta" => progress.meta = json(value, repairs),
             _ => progress.steps = json(value, repairs),
         }
@@ -252,36 +262,27 @@ impl<'l> Builder<'l> {
 
     // === values ===
 
-    fn type_of(&mut self, value: Scalar<'_>) -> Option<Box<str>> {
-        match value {
-            Scalar::Text(_) => self.name(value),
-            Scalar::Null
-            | Scalar::Bool(_)
-            | Scalar::Int(_)
-            | Scalar::Float(_)
-            | Scalar::NotANumber(_)
-            | Scalar::Huge(_)
-            | Scalar::Json(_) => None,
-        }
-    }
-
     fn id(&mut self, value: Scalar<'_>) -> Option<TaskId> {
         let text = value.into_text(&mut self.event.repairs)?;
         if text.len() > crate::text::NAME_BYTES {
             self.event.repairs.insert(Repair::LongName);
         }
-        TaskId::new(&text)
+        // Mostly the root of a task is the task itself.
+        match &self.event.task_id {
+            Some(known) if known.as_str() == text => Some(known.clone()),
+            _ => TaskId::new(&text),
+        }
     }
 
-    fn name(&mut self, value: Scalar<'_>) -> Option<Box<str>> {
+    fn name(&mut self, value: Scalar<'_>) -> Option<Arc<str>> {
         let text = value.into_text(&mut self.event.repairs)?;
         Some(self.shortened(text))
             .filter(|name| !name.is_empty())
-            .map(Box::from)
+            .map(Arc::from)
     }
 
     /// A queue or routing key, without the prefix of delayed delivery.
-    fn address(&mut self, value: Scalar<'_>) -> Option<Box<str>> {
+    fn address(&mut self, value: Scalar<'_>) -> Option<Arc<str>> {
         let name = self.name(value)?;
         match name.split_at_checked(DELAY_PREFIX) {
             Some((prefix, rest)) if is_delay_prefix(prefix.as_bytes()) => Some(rest.into()),
@@ -289,11 +290,11 @@ impl<'l> Builder<'l> {
         }
     }
 
-    fn text(&mut self, value: Scalar<'_>) -> Option<Box<str>> {
-        value.into_text(&mut self.event.repairs).map(Box::from)
+    fn text(&mut self, value: Scalar<'_>) -> Option<Arc<str>> {
+        value.into_text(&mut self.event.repairs).map(Arc::from)
     }
 
-    fn signal(&mut self, value: Scalar<'_>) -> Option<Box<str>> {
+    fn signal(&mut self, value: Scalar<'_>) -> Option<Arc<str>> {
         if let Scalar::Int(number) = value {
             Some(number.to_string().into())
         } else {

@@ -18,10 +18,10 @@ const EXPIRES: u8 = 4;
 const FLAGS: u8 = 8;
 const RUNTIME: u8 = 16;
 
-pub(super) fn encode(facts: &TaskFacts) -> Vec<u8> {
+pub(super) fn encode(facts: &TaskFacts, out: &mut Vec<u8>) {
     let mut writer = Writer {
-        out: Vec::with_capacity(256),
-        strings: Vec::new(),
+        out,
+        strings: Vec::with_capacity(16),
         at: 0,
     };
     writer.out.push(VERSION);
@@ -33,14 +33,13 @@ pub(super) fn encode(facts: &TaskFacts) -> Vec<u8> {
     for texts in &facts.texts {
         writer.texts(texts);
     }
-    writer.out
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<TaskFacts, FactsError> {
     let mut reader = Reader {
         bytes,
         pos: 0,
-        strings: Vec::new(),
+        strings: Vec::with_capacity(16),
         at: 0,
     };
     match reader.byte()? {
@@ -61,13 +60,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<TaskFacts, FactsError> {
     }
 }
 
-struct Writer<'f> {
-    out: Vec<u8>,
+struct Writer<'f, 'o> {
+    out: &'o mut Vec<u8>,
     strings: Vec<&'f str>,
     at: i64,
 }
 
-impl<'f> Writer<'f> {
+impl<'f> Writer<'f, '_> {
     fn fact(&mut self, fact: &'f Fact) {
         self.key(&fact.key);
         let bit = |part: bool, bit: u8| if part { bit } else { 0 };
@@ -189,7 +188,7 @@ impl Reader<'_> {
         for _ in 0..self.unsigned()? {
             let field = self.byte()?;
             let field = field_of(field).ok_or_else(|| self.damaged())?;
-            fields.push((field, Box::from(&*self.string()?)));
+            fields.push((field, self.string()?));
         }
         Ok(Texts {
             key,
@@ -208,7 +207,7 @@ impl Reader<'_> {
         let host = self.string()?;
         let pid = self.signed()?;
         let custom = if step == Step::Custom {
-            Some(Box::from(&*self.string()?))
+            Some(self.string()?)
         } else {
             None
         };

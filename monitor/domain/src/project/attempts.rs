@@ -5,8 +5,6 @@
 //! own events are in order by its own clock, so deliveries are cut out of each worker's events alone; clocks of two
 //! workers are compared only where nothing else tells the order.
 
-use std::collections::BTreeMap;
-
 use super::delivery::{Delivery, Phase};
 use crate::facts::{Fact, Flags, Step};
 
@@ -174,16 +172,21 @@ struct Timeline {
     ends: Vec<usize>,
 }
 
-/// The timelines by their count of retries.
-type Timelines = BTreeMap<u32, Timeline>;
+/// The timelines, one for each count of retries: a few, mostly one.
+type Timelines = Vec<Timeline>;
 
 fn timeline(timelines: &mut Timelines, retries: u32) -> &mut Timeline {
-    timelines.entry(retries).or_insert_with(|| Timeline {
-        retries,
-        run: 0,
-        was_sent: false,
-        ends: Vec::new(),
-    })
+    let known = timelines.iter().position(|timeline| timeline.retries == retries);
+    let at = known.unwrap_or_else(|| {
+        timelines.push(Timeline {
+            retries,
+            run: 0,
+            was_sent: false,
+            ends: Vec::new(),
+        });
+        timelines.len() - 1
+    });
+    &mut timelines[at]
 }
 
 impl Timeline {
@@ -281,8 +284,7 @@ impl<'f> Lanes<'f> {
         let Lane { current, next, .. } = self.workers.get(lane)?;
         let (current, next) = (*current, *next);
         let newest = self.at(current).and_then(|delivery| delivery.retries);
-        let of_this_process =
-            |delivery: &Delivery<'_>| delivery.host == &*fact.key.host && delivery.pid == fact.key.pid;
+        let of_this_process = |delivery: &Delivery<'_>| *delivery.host == fact.key.host && delivery.pid == fact.key.pid;
         let waits = |(index, delivery): &(usize, &mut Delivery<'_>)| {
             let overtaken = Some(*index) != current && Some(*index) != next;
             // Not even its start need have been told: a busy worker may hear of the next attempt first.

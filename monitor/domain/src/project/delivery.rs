@@ -1,5 +1,7 @@
 //! One worker having the message once: Celery's own rules of precedence, with the few differences of `docs/states.md`.
 
+use std::sync::Arc;
+
 use crate::facts::{Fact, Flags, Step};
 
 /// How far a delivery has got.
@@ -58,7 +60,7 @@ impl Phase {
 /// One worker having the message once.
 #[derive(Debug)]
 pub(super) struct Delivery<'f> {
-    pub(super) host: &'f str,
+    pub(super) host: &'f Arc<str>,
     pub(super) pid: i64,
     /// As told by its `task-received`.
     pub(super) retries: Option<u32>,

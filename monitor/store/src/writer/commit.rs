@@ -115,10 +115,10 @@ async fn split_ended<'a>(
         .copied()
         .partition(|task| task.row.is_final() && newly_born(task));
     if !ended.is_empty() {
-        let ids: Vec<&str> = ended.iter().map(|task| task.task_id.as_str()).collect();
+        let ids: Vec<&str> = ended.iter().map(|task| &*task.task_id).collect();
         let known = history::archived(connection, &ids, OPERATION).await?;
         if !known.is_empty() {
-            let (again, really) = ended.into_iter().partition(|task| known.contains(&task.task_id));
+            let (again, really) = ended.into_iter().partition(|task| known.contains(&*task.task_id));
             ended = really;
             live.extend::<Vec<&LiveTask>>(again);
         }
@@ -162,8 +162,8 @@ pub(super) async fn merge(connection: &mut PgConnection, tasks: &[&LiveTask]) ->
         .map(|task| history::due_at(&task.row).map(clamped))
         .collect();
     sqlx::query("select kanchi.merge_tasks($1, $2, $3, $4, $5, $6, $7)")
-        .bind(tasks.iter().map(|task| task.task_id.as_str()).collect::<Vec<_>>())
-        .bind(tasks.iter().map(|task| task.facts.as_slice()).collect::<Vec<_>>())
+        .bind(tasks.iter().map(|task| &*task.task_id).collect::<Vec<_>>())
+        .bind(tasks.iter().map(|task| &*task.facts).collect::<Vec<_>>())
         .bind(column(|task| Some(task.row.state.as_str())))
         .bind(column(|task| task.row.name.as_deref()))
         .bind(column(|task| task.row.queue.as_deref()))

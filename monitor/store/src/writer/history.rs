@@ -1,6 +1,7 @@
 //! Rows of history, and what decides when a task goes there.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use kanchi_domain::{OutcomeClass, TaskRow, UnixMicros};
 use sqlx::{PgConnection, Row};
@@ -28,7 +29,6 @@ pub(super) fn push(rows: &mut CopyRows, task_id: &str, facts: &[u8], row: &TaskR
         Some(OutcomeClass::Succeeded) => retention.succeeded,
         Some(OutcomeClass::Failed) | None => retention.failed,
     };
-    let payload = |text: &'_ Option<Box<str>>| text.as_deref().map(|text| head(text, PAYLOAD_HEAD).to_owned());
     rows.row()
         .int2(i16::try_from(class.days()).unwrap_or(i16::MAX))
         .text(task_id)
@@ -48,11 +48,16 @@ pub(super) fn push(rows: &mut CopyRows, task_id: &str, facts: &[u8], row: &TaskR
         .maybe_time(row.eta)
         .maybe_time(row.expires)
         .maybe_float8(row.runtime)
-        .maybe_text(payload(&row.args).as_deref())
-        .maybe_text(payload(&row.kwargs).as_deref())
-        .maybe_text(payload(&row.result).as_deref())
-        .maybe_text(payload(&row.exception).as_deref())
+        .maybe_text(payload(&row.args))
+        .maybe_text(payload(&row.kwargs))
+        .maybe_text(payload(&row.result))
+        .maybe_text(payload(&row.exception))
         .bytes(facts);
+}
+
+/// Returns what lists and search see of a payload.
+fn payload(text: &Option<Arc<str>>) -> Option<&str> {
+    text.as_deref().map(|text| head(text, PAYLOAD_HEAD))
 }
 
 /// When a live row may settle, before any linger: zero when it is final, its deadline when it has one. Never a worker's

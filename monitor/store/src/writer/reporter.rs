@@ -336,7 +336,7 @@ async fn settle(
     for task in leaving {
         let mut row = task.facts.project_at(now);
         if row.queue.is_none() && task.queue.is_some() {
-            row.queue = task.queue.map(String::into_boxed_str);
+            row.queue = task.queue.map(Into::into);
             row.queue_inferred = true;
         }
         let facts = task.encoded.unwrap_or_else(|| task.facts.encode());
@@ -347,8 +347,8 @@ async fn settle(
         } else {
             // The facts of both say that it is running again, or this clock is behind the server's.
             back.push(LiveTask {
-                task_id: task.task_id,
-                facts,
+                task_id: task.task_id.into(),
+                facts: facts.into(),
                 row,
                 maybe_stored: true,
             });

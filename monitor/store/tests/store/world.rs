@@ -157,7 +157,7 @@ pub(crate) fn live(task_id: &str, events: &[kanchi_domain::Event], maybe_stored:
     }
     LiveTask {
         task_id: task_id.into(),
-        facts: facts.encode(),
+        facts: facts.encode().into(),
         row: facts.project(),
         maybe_stored,
     }

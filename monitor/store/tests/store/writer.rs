@@ -56,7 +56,7 @@ async fn a_task_goes_from_live_to_history_with_its_events() {
     first.chunks = vec![chunk(ID, &begun)];
     m.writer.commit(&first).await.unwrap();
     let facts = m.writer.load_facts(&[ID, OTHER]).await.unwrap();
-    assert_eq!(facts.get(ID), Some(&first.tasks[0].facts));
+    assert_eq!(facts.get(ID).map(Vec::as_slice), Some(&*first.tasks[0].facts));
     assert_eq!(facts.len(), 1);
 
     let mut second = batch(m.epoch, vec![live(ID, &whole, true)]);

@@ -78,6 +78,8 @@ pub struct WorldView {
     pub store: Option<Verdict>,
     /// The broker's version.
     pub version: Option<String>,
+    /// Why the monitor goes on with an older configuration.
+    pub config_refused: Option<String>,
 }
 
 impl WorldView {
@@ -87,7 +89,16 @@ impl WorldView {
         news(&self.broker) == news(&other.broker)
             && news(&self.store) == news(&other.store)
             && self.version == other.version
+            && self.config_refused == other.config_refused
     }
+
+    /// Nothing was read in the store.
+    const NO_NEWS: Self = Self {
+        broker: None,
+        store: None,
+        version: None,
+        config_refused: None,
+    };
 }
 
 /// Judges what the store last said of one broker.
@@ -95,7 +106,7 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
     let both = |verdict: Verdict| WorldView {
         broker: Some(verdict.clone()),
         store: Some(verdict),
-        version: None,
+        ..WorldView::NO_NEWS
     };
     if !enabled {
         return both(Verdict::unknown(
@@ -104,13 +115,7 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
         ));
     }
     match &world.link {
-        LinkState::Connecting => {
-            return WorldView {
-                broker: None,
-                store: None,
-                version: None,
-            };
-        }
+        LinkState::Connecting => return WorldView::NO_NEWS,
         LinkState::Down { kind, message } => {
             let text = "the operator cannot read the monitor's reports in the store";
             let broker = Verdict::unknown(Reason::ReportStale, text);
@@ -118,7 +123,7 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
             return WorldView {
                 broker: Some(broker),
                 store: Some(store),
-                version: None,
+                ..WorldView::NO_NEWS
             };
         }
         LinkState::Up => {}
@@ -159,6 +164,7 @@ pub fn view(world: &World, key: Option<BrokerKey>, enabled: bool, now: Instant) 
         broker,
         store: Some(store),
         version: heartbeat.broker_version.clone(),
+        config_refused: heartbeat.config_error.clone(),
     }
 }
 
@@ -240,7 +246,28 @@ impl Facts {
         }
     }
 
-    fn ready(&self) -> Verdict {
+    /// Returns what became of the monitor, and of the configuration that it was given.
+    fn monitor(&self, previous: &CeleryBrokerStatus) -> Option<Verdict> {
+        let seen = self.observation.as_ref()?.verdict.clone();
+        if seen.status != Status::True {
+            return Some(seen);
+        }
+        let told = self.view.as_ref().filter(|view| view.store.is_some());
+        let refused = match told {
+            Some(view) => view.config_refused.clone(),
+            // No news: what was said before stands.
+            None => previous
+                .condition(ConditionType::MonitorAvailable)
+                .filter(|before| before.reason == Reason::ConfigRefused.as_str())
+                .map(|before| before.message.clone()),
+        };
+        Some(match refused {
+            Some(why) => Verdict::no(Reason::ConfigRefused, why),
+            None => seen,
+        })
+    }
+
+    fn ready(&self, previous: &CeleryBrokerStatus) -> Verdict {
         if self.deleting {
             return Verdict::no(Reason::Deleting, "the history is being deleted");
         }
@@ -252,15 +279,15 @@ impl Facts {
         if let Some(verdict) = held_up.into_iter().find(|verdict| verdict.status != Status::True) {
             return verdict.clone();
         }
-        match &self.observation {
+        match self.monitor(previous) {
             None => Verdict::unknown(Reason::Progressing, "the monitor has not been looked at yet"),
-            Some(seen) if !self.enabled && seen.verdict.reason == Reason::ScaledToZero => {
+            Some(seen) if !self.enabled && seen.reason == Reason::ScaledToZero => {
                 Verdict::yes(Reason::Disabled, "enabled is false: no monitor runs, as asked")
             }
-            Some(seen) if seen.verdict.status == Status::True => {
+            Some(seen) if seen.status == Status::True => {
                 Verdict::yes(Reason::AsExpected, "everything is as the spec asks")
             }
-            Some(seen) => seen.verdict.clone(),
+            Some(seen) => seen,
         }
     }
 }
@@ -297,7 +324,7 @@ pub fn compute(previous: &CeleryBrokerStatus, facts: &Facts, now: Timestamp) -> 
     } else {
         Verdict::no(Reason::NotPaused, "the annotation kanchi.io/paused is not set")
     };
-    let ready = facts.ready();
+    let ready = facts.ready(previous);
     let stalled = if facts.stalled {
         Verdict::yes(ready.reason, &ready.message)
     } else {
@@ -307,10 +334,7 @@ pub fn compute(previous: &CeleryBrokerStatus, facts: &Facts, now: Timestamp) -> 
         (ConditionType::Ready, Some(ready)),
         (ConditionType::Accepted, facts.accepted.clone()),
         (ConditionType::ReferencesResolved, facts.references.clone()),
-        (
-            ConditionType::MonitorAvailable,
-            facts.observation.as_ref().map(|seen| seen.verdict.clone()),
-        ),
+        (ConditionType::MonitorAvailable, facts.monitor(previous)),
         (
             ConditionType::BrokerReachable,
             keep_words(previous, ConditionType::BrokerReachable, broker),

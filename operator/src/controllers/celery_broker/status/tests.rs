@@ -95,6 +95,29 @@ fn a_healthy_broker_is_ready_and_unknown_is_said_where_nothing_was_reported() {
 }
 
 #[test]
+fn a_configuration_that_the_monitor_refuses_is_news_until_it_takes_one() {
+    let mut facts = healthy();
+    let refusing = Heartbeat {
+        config_error: Some("unknown field".into()),
+        ..heartbeat("Connected", None)
+    };
+    facts.view = Some(seen(&world(LinkState::Up, Some(refusing), 1)));
+    let refused = compute(&CeleryBrokerStatus::default(), &facts, at(0));
+    assert_eq!(
+        says(&refused, ConditionType::MonitorAvailable),
+        pair("False", "ConfigRefused")
+    );
+    assert_eq!(says(&refused, ConditionType::Ready), pair("False", "ConfigRefused"));
+    // A new leader that has not read the reports yet has no news.
+    facts.view = Some(seen(&world(LinkState::Connecting, None, 0)));
+    let kept = compute(&refused, &facts, at(1));
+    assert_eq!(kept.conditions, refused.conditions);
+    facts.view = Some(seen(&world(LinkState::Up, Some(heartbeat("Connected", None)), 1)));
+    let healed = compute(&kept, &facts, at(2));
+    assert_eq!(says(&healed, ConditionType::Ready), pair("True", "AsExpected"));
+}
+
+#[test]
 fn ready_follows_what_holds_it_up_and_never_the_world() {
     let mut facts = healthy();
     facts.view = Some(seen(&world(

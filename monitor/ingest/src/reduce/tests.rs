@@ -1,0 +1,106 @@
+//! Whatever the batches, whatever is remembered between them: the same rows, the same counts, every event once.
+
+use std::collections::BTreeMap;
+
+use kanchi_broker::Framing;
+use kanchi_domain::{Limits, PayloadPolicy, PayloadStore};
+use kanchi_test_load::{Recording, Workload};
+use proptest::prelude::*;
+
+use super::*;
+use crate::prepare::{Message, prepare};
+
+fn prepared(tasks: u64) -> Vec<Prepared> {
+    let recording = Recording::new(Workload::realistic(3), tasks, 10_000, 1_795_219_800_000_000);
+    let messages = recording.messages.iter().zip(1..).map(|(message, tag)| Message {
+        tag,
+        maybe_stored: false,
+        may_repeat: true,
+        arrived: UnixMicros(1_795_219_800_000_000),
+        body: message.body.clone().into(),
+        framing: Framing::Message {
+            content_type: Some("application/json".to_owned()),
+            content_encoding: None,
+            compression: None,
+        },
+    });
+    let policy = PayloadPolicy {
+        store: PayloadStore::Full,
+        max_bytes: 65_536,
+        redact_keys: Vec::new(),
+    };
+    messages
+        .map(|message| prepare(&message, &policy, &Limits::DEFAULT).0)
+        .collect()
+}
+
+/// What a store would hold.
+#[derive(Debug, Default, PartialEq)]
+struct Stored {
+    facts: BTreeMap<String, Vec<u8>>,
+    states: BTreeMap<String, String>,
+    events: u64,
+    counts: BTreeMap<(i64, String, String), i64>,
+}
+
+impl Stored {
+    fn store(&mut self, batch: &Batch) {
+        for task in &batch.tasks {
+            let known = self.facts.insert(task.task_id.to_string(), task.facts.to_vec());
+            assert!(
+                known.is_none() || task.maybe_stored,
+                "{} was said to be new",
+                task.task_id
+            );
+            self.states
+                .insert(task.task_id.to_string(), task.row.state.as_str().to_owned());
+        }
+        self.events += batch.chunks.iter().map(|chunk| u64::from(chunk.count)).sum::<u64>();
+        for count in &batch.statistics {
+            let key = (count.minute.0, count.task_name.clone(), count.transition.clone());
+            *self.counts.entry(key).or_default() += count.count;
+        }
+    }
+}
+
+/// Stores messages in batches of these sizes, in turn; a batch whose turn says so fails once and is made again.
+fn stored(messages: &[Prepared], sizes: &[(usize, bool)], cache: usize) -> Stored {
+    let (mut reducer, mut stored) = (Reducer::new(cache), Stored::default());
+    let mut left = messages;
+    for (size, fails) in sizes.iter().cycle() {
+        if left.is_empty() {
+            break;
+        }
+        let (batch, rest) = left.split_at((*size).min(left.len()));
+        left = rest;
+        for last in if *fails { [false, true].as_slice() } else { &[true] } {
+            let missing = reducer.missing(batch);
+            let known = |id: &&str| Some(((*id).to_owned(), stored.facts.get(*id)?.clone()));
+            let loaded = missing.iter().filter_map(known).collect();
+            let reduced = reducer.reduce(batch, loaded, Epoch(1));
+            if *last {
+                stored.store(&reduced.batch);
+                reducer.committed(reduced);
+            }
+        }
+    }
+    stored.counts.retain(|_, count| *count != 0);
+    stored
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn batches_failures_and_forgetting_do_not_matter(
+        sizes in proptest::collection::vec((1..200_usize, proptest::bool::weighted(0.2)), 1..8),
+        cache in prop_oneof![Just(0_usize), Just(20_000), Just(10_000_000)],
+    ) {
+        let messages = prepared(200);
+        let whole = stored(&messages, &[(usize::MAX, false)], 0);
+        prop_assert_eq!(&stored(&messages, &sizes, cache), &whole);
+        // Four events a task, four more for one in twenty.
+        prop_assert_eq!(whole.events, 200 * 4 + 10 * 4);
+        prop_assert!(whole.states.values().filter(|state| *state == "SUCCESS").count() > 150);
+    }
+}
