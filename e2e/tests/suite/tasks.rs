@@ -1,7 +1,8 @@
 //! Real Celery tasks of each kind, on each broker: every row is compared field by field with the committed table, the
 //! application's own journal and the result backend.
 //!
-//! `KANCHI_E2E_TASKS` is the number of tasks of each kind, 2,000 by default; the old Celery gets 100 at most.
+//! `KANCHI_E2E_TASKS` is the number of tasks of each kind, 2,000 by default; the old Celery gets 100 at most, and of terminated
+//! tasks there are `KANCHI_E2E_TERMINATED`, 500 by default: each costs its process, and a new one a quarter of a second.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -113,6 +114,11 @@ async fn every_kind(
     // come when all others are done.
     for kinds in [KINDS.as_slice(), &["terminated"]] {
         for kind in kinds {
+            let count = if *kind == "terminated" {
+                count.min(number("KANCHI_E2E_TERMINATED", 500)?)
+            } else {
+                count
+            };
             let tasks = shop.publish(cluster, kind, count).await;
             for task in tasks.with_context(|| format!("publishing {kind}"))? {
                 states.insert(task.id.clone(), table.line(&role(&task), transport)?.state());

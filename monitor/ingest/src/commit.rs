@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kanchi_store::{Batch, DeadLetter, Epoch, Error as StoreError, ErrorKind, StoreWriter};
+use kanchi_store::{Batch, DeadLetter, Epoch, Error as StoreError, ErrorKind, EventChunk, StoreWriter};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::backoff::Backoff;
+use crate::decoder::Filled;
 use crate::digests::Digests;
 use crate::prepare::Prepared;
-use crate::reduce::{Reduced, Reducer};
+use crate::reduce::{self, Reduced, Reducer};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 
@@ -96,13 +97,13 @@ impl Committer {
     }
 
     /// Stores what comes in until the channel closes or waiting is given up.
-    pub async fn run(mut self, mut batches: mpsc::Receiver<Vec<Prepared>>) -> Result<(), Error> {
+    pub async fn run(mut self, mut batches: mpsc::Receiver<Filled>) -> Result<(), Error> {
         // The epoch is taken at once: an older process must not go on beside us until our first event.
         if self.connected().await?.is_none() {
             return Ok(());
         }
-        while let Some(messages) = batches.recv().await {
-            if !self.store(messages).await? {
+        while let Some(filled) = batches.recv().await {
+            if !self.store(filled).await? {
                 tracing::warn!("the store was away until the end: what is not stored stays with the broker");
                 return Ok(());
             }
@@ -112,18 +113,26 @@ impl Committer {
     }
 
     /// Stores messages in order, bisecting what is refused; `false` when waiting was given up.
-    async fn store(&mut self, mut messages: Vec<Prepared>) -> Result<bool, Error> {
+    async fn store(&mut self, filled: Filled) -> Result<bool, Error> {
+        let Filled {
+            mut messages,
+            mut chunks,
+        } = filled;
         let Some(last) = messages.last().map(|message| message.tag) else {
             return Ok(true);
         };
         let newest = messages.iter().map(|message| message.arrived).max();
+        let all = messages.len();
         if !self.drop_duplicates(&mut messages).await? {
             return Ok(false);
         }
-        let mut parts = vec![messages];
-        while let Some(mut part) = parts.pop() {
+        if messages.len() < all {
+            chunks = reduce::chunks(&messages);
+        }
+        let mut parts = vec![(messages, chunks)];
+        while let Some((mut part, chunks)) = parts.pop() {
             let through = part.last().map(|message| message.tag);
-            match self.store_part(&part).await? {
+            match self.store_part(&part, chunks).await? {
                 Outcome::Stored => {}
                 Outcome::GivenUp => return Ok(false),
                 Outcome::Refused(reason) if part.len() == 1 => {
@@ -137,8 +146,10 @@ impl Committer {
                 Outcome::Refused(reason) => {
                     tracing::warn!(messages = part.len(), error = %reason, "the store refused a batch; taking it apart");
                     let second = part.split_off(part.len() / 2);
-                    parts.push(second);
-                    parts.push(part);
+                    for half in [second, part] {
+                        let chunks = reduce::chunks(&half);
+                        parts.push((half, chunks));
+                    }
                     continue;
                 }
             }
@@ -154,7 +165,7 @@ impl Committer {
         Ok(true)
     }
 
-    async fn store_part(&mut self, messages: &[Prepared]) -> Result<Outcome, Error> {
+    async fn store_part(&mut self, messages: &[Prepared], chunks: Vec<EventChunk>) -> Result<Outcome, Error> {
         if messages.iter().all(Prepared::is_void) {
             return Ok(Outcome::Stored);
         }
@@ -165,7 +176,7 @@ impl Committer {
         let Some((_, epoch)) = self.writer.as_ref() else {
             return Ok(Outcome::GivenUp);
         };
-        let reduced = self.reducer.reduce(messages, loaded, *epoch);
+        let reduced = self.reducer.reduce(messages, chunks, loaded, *epoch);
         let outcome = self.commit(&reduced.batch).await?;
         if matches!(outcome, Outcome::Stored) {
             self.stored(messages, reduced, started);

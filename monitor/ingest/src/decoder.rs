@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kanchi_domain::{Event, EventKind, Limits};
+use kanchi_store::EventChunk;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::filling::{BatchLimits, Filling};
 use crate::prepare::{Message, Prepared, prepare};
+use crate::reduce::chunks;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 use crate::source::Source;
@@ -18,6 +20,25 @@ const PORTION_BYTES: usize = 512 * 1024;
 
 /// A message beyond this does not wait for others.
 const LARGE: usize = 1024 * 1024;
+
+/// Messages for one transaction, and their events as they are stored.
+#[derive(Debug)]
+pub struct Filled {
+    /// The messages, in order.
+    pub messages: Vec<Prepared>,
+    /// Their events.
+    pub chunks: Vec<EventChunk>,
+}
+
+impl Filled {
+    /// Makes the chunks of messages.
+    pub fn of(messages: Vec<Prepared>) -> Self {
+        Self {
+            chunks: chunks(&messages),
+            messages,
+        }
+    }
+}
 
 /// Decodes messages and hands over batches.
 #[derive(Debug)]
@@ -36,7 +57,7 @@ pub struct Decoder {
 
 impl Decoder {
     /// Runs until the source ends; the last batch is handed over.
-    pub async fn run(mut self, mut source: Source, batches: mpsc::Sender<Vec<Prepared>>) {
+    pub async fn run(mut self, mut source: Source, batches: mpsc::Sender<Filled>) {
         let mut filling = Filling::new(self.batch);
         let mut incoming: Vec<Message> = Vec::new();
         let mut open = true;
@@ -47,7 +68,7 @@ impl Decoder {
                 biased;
                 () = self.give_up.cancelled() => return,
                 permit = batches.reserve(), if ready => match permit {
-                    Ok(permit) => permit.send(filling.take()),
+                    Ok(permit) => permit.send(Filled::of(filling.take())),
                     Err(_) => return,
                 },
                 more = source.take(&mut incoming, PORTION_BYTES.min(filling.room().max(1))), if open && !filling.is_full() => {

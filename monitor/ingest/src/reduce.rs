@@ -109,15 +109,22 @@ impl Reducer {
             .collect()
     }
 
-    /// Makes the batch of these messages. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
-    pub fn reduce(&mut self, messages: &[Prepared], mut loaded: HashMap<String, Vec<u8>>, epoch: Epoch) -> Reduced {
+    /// Makes the batch of these messages and their [`chunks`]. `loaded` holds what the store knew of the
+    /// [`missing`](Self::missing) tasks.
+    pub fn reduce(
+        &mut self,
+        messages: &[Prepared],
+        chunks: Vec<EventChunk>,
+        mut loaded: HashMap<String, Vec<u8>>,
+        epoch: Epoch,
+    ) -> Reduced {
         let grouped = Grouped::of(messages);
         let mut batch = Batch {
             id: Uuid::new_v4(),
             epoch,
             digests: messages.iter().filter_map(|message| message.digest).collect(),
             dead_letters: messages.iter().flat_map(dead_letters).collect(),
-            chunks: Vec::with_capacity(grouped.tasks),
+            chunks,
             tasks: Vec::with_capacity(grouped.tasks),
             ..Batch::default()
         };
@@ -223,6 +230,22 @@ impl Known {
             TaskFacts::new()
         })
     }
+}
+
+/// Returns the events of these messages as they are stored, one chunk a task. It needs no knowledge of the tasks, so that it
+/// is done while the batch before is being committed.
+pub fn chunks(messages: &[Prepared]) -> Vec<EventChunk> {
+    let grouped = Grouped::of(messages);
+    let mut chunks = Vec::with_capacity(grouped.tasks);
+    for events in grouped.iter() {
+        chunk(id_of(events).as_ref(), events, &mut chunks);
+    }
+    chunks
+}
+
+fn id_of(events: &[(u32, &Event)]) -> Option<Arc<str>> {
+    let (_, event) = events.first()?;
+    event.task_id.as_ref().map(TaskId::share)
 }
 
 /// Appends the events of one task, or all that belong to none, as JSON arrays.

@@ -143,6 +143,15 @@ fn config(key: BrokerKey) -> MonitorConfig {
     }
 }
 
+/// What the image sets: memory is measured as users have it.
+fn image_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let lines = include_str!("../../Dockerfile").lines();
+    let settings = lines
+        .filter_map(|line| line.strip_prefix("ENV "))
+        .flat_map(str::split_whitespace);
+    settings.filter_map(|setting| setting.split_once('='))
+}
+
 /// A running `kanchi-monitor run`; killed when dropped.
 pub(crate) struct MonitorProcess {
     child: Child,
@@ -156,6 +165,7 @@ impl MonitorProcess {
         // Bound and released: taken again by the monitor a moment later.
         let log = config.with_file_name(format!("log-{}", admin.port()));
         let child = Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"))
+            .envs(image_environment())
             .arg("run")
             .arg("--config-dir")
             .arg(config)

@@ -305,8 +305,9 @@ fn worker(row: &sqlx::postgres::PgRow) -> WorkerRow {
 struct Leaving {
     task_id: String,
     facts: TaskFacts,
-    /// As it was, when it cannot be read: then it is kept like this.
+    /// As stored, while nothing was added; facts that cannot be read are kept like this.
     encoded: Option<Vec<u8>>,
+    readable: bool,
     queue: Option<String>,
     merged: bool,
 }
@@ -376,24 +377,17 @@ async fn take_due(connection: &mut PgConnection, linger_seconds: u32) -> Result<
 }
 
 fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving {
-    match TaskFacts::decode(&encoded) {
-        Ok(facts) => Leaving {
-            task_id,
-            facts,
-            encoded: None,
-            queue,
-            merged: false,
-        },
-        Err(error) => {
-            tracing::error!(%error, task.id = task_id, "the facts of a task are kept as they are");
-            Leaving {
-                task_id,
-                facts: TaskFacts::new(),
-                encoded: Some(encoded),
-                queue,
-                merged: false,
-            }
-        }
+    let facts = TaskFacts::decode(&encoded);
+    if let Err(error) = &facts {
+        tracing::error!(%error, task.id = task_id, "the facts of a task are kept as they are");
+    }
+    Leaving {
+        task_id,
+        readable: facts.is_ok(),
+        facts: facts.unwrap_or_default(),
+        encoded: Some(encoded),
+        queue,
+        merged: false,
     }
 }
 
@@ -417,7 +411,7 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
                 task.merged = true;
                 task.facts.merge(&old.facts);
                 task.queue = task.queue.take().or(old.queue);
-                if old.encoded.is_none() {
+                if old.readable {
                     task.encoded = None;
                 }
             }
