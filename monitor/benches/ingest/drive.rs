@@ -8,8 +8,8 @@ use kanchi_test_load::{AmqpPublisher, Message, Messages, RedisPublisher, Stream,
 
 use crate::rig::MonitorProcess;
 
-/// Events that may be published and not yet stored: some 8 MiB on Redis, the monitor's ring.
-const AHEAD: u64 = 24_000;
+/// Events that may be published and not yet stored: three batches, and what fits into the ring.
+const AHEAD: u64 = 40_000;
 
 /// Tasks that begin at once at most, so that events come in a stream and not in gushes.
 const BEGIN_AT_ONCE: u64 = 64;

@@ -131,12 +131,7 @@ impl Reducer {
         let mut tally = Tally::default();
         let mut touched = Vec::with_capacity(grouped.tasks);
         for events in grouped.iter() {
-            let id = events
-                .first()
-                .and_then(|(_, event)| event.task_id.as_ref())
-                .map(TaskId::share);
-            chunk(id.as_ref(), events, &mut batch.chunks);
-            let Some(id) = id else { continue };
+            let Some(id) = id_of(events) else { continue };
             let known = self
                 .cache
                 .take(&id)
