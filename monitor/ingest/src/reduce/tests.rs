@@ -77,10 +77,10 @@ fn stored(messages: &[Prepared], sizes: &[(usize, bool)], cache: usize) -> Store
             let missing = reducer.missing(batch);
             let known = |id: &&str| Some(((*id).to_owned(), stored.facts.get(*id)?.clone()));
             let loaded = missing.iter().filter_map(known).collect();
-            let reduced = reducer.reduce(batch, chunks(batch), loaded, Epoch(1));
+            let made = reducer.reduce(batch, chunks(batch), loaded, Epoch(1));
             if *last {
-                stored.store(&reduced.batch);
-                reducer.committed(reduced);
+                stored.store(&made.batch);
+                reducer.committed(made);
             }
         }
     }

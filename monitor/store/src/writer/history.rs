@@ -48,16 +48,16 @@ pub(super) fn push(rows: &mut CopyRows, task_id: &str, facts: &[u8], row: &TaskR
         .maybe_time(row.eta)
         .maybe_time(row.expires)
         .maybe_float8(row.runtime)
-        .maybe_text(payload(&row.args))
-        .maybe_text(payload(&row.kwargs))
-        .maybe_text(payload(&row.result))
-        .maybe_text(payload(&row.exception))
+        .maybe_text(payload(row.args.as_ref()))
+        .maybe_text(payload(row.kwargs.as_ref()))
+        .maybe_text(payload(row.result.as_ref()))
+        .maybe_text(payload(row.exception.as_ref()))
         .bytes(facts);
 }
 
 /// Returns what lists and search see of a payload.
-fn payload(text: &Option<Arc<str>>) -> Option<&str> {
-    text.as_deref().map(|text| head(text, PAYLOAD_HEAD))
+fn payload(text: Option<&Arc<str>>) -> Option<&str> {
+    text.map(|text| head(text, PAYLOAD_HEAD))
 }
 
 /// When a live row may settle, before any linger: zero when it is final, its deadline when it has one. Never a worker's
