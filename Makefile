@@ -20,6 +20,9 @@ e2e: ## the end-to-end tests in the lab (TEST=<name> for some, KANCHI_LAB=<numbe
 bench: ## the ingest path: events a second, processor and memory, beside Postgres's own COPY
 	@e2e/bench.sh
 
+profile: ## a flame graph of the ingest path (KANCHI_BENCH=<stream>)
+	@e2e/profile.sh
+
 lab-up: ## a real Kubernetes on this machine
 	@e2e/lab/lab up
 
@@ -44,4 +47,4 @@ gen: ## write the generated files: CRDs, their reference, manifests/
 check: ## what `make test` does before it runs a test
 	@e2e/test.sh fmt lint generated
 
-.PHONY: help demo test e2e bench lab-up lab-load lab-shell lab-down fmt lint gen check
+.PHONY: help demo test e2e bench profile lab-up lab-load lab-shell lab-down fmt lint gen check

@@ -8,4 +8,4 @@ PATH=$PATH:/usr/sbin
 for server in redis-server rabbitmq-server; do command -v "$server" >/dev/null || missing "$server"; done
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing postgresql
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${KANCHI_CACHE:-$HOME/.cache/kanchi}/target}
-exec cargo bench --quiet --locked --workspace --features kanchi-e2e/cluster --bench ingest -- "$@"
+exec cargo bench --quiet --locked --workspace --features kanchi-e2e/cluster --bench ingest "$@"

@@ -21,7 +21,9 @@ pub(crate) enum Command {
     /// Watch one broker, as the mounted configuration says.
     Run(RunArgs),
     /// Bring the database's schema to the version of this build.
-    Migrate(MigrateArgs),
+    Migrate(OwnerArgs),
+    /// Make partitions ahead and drop those whose retention is over, as the operator does every ten minutes.
+    Upkeep(UpkeepArgs),
 }
 
 /// Arguments of `run`.
@@ -50,9 +52,22 @@ pub(crate) struct RunArgs {
     pub(crate) instance: String,
 }
 
-/// Arguments of `migrate`.
+/// Arguments of `upkeep`.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct MigrateArgs {
+pub(crate) struct UpkeepArgs {
+    #[command(flatten)]
+    pub(crate) owner: OwnerArgs,
+    /// Change nothing: say what the last upkeep did and what the next one will drop.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Days that a dry run looks ahead.
+    #[arg(long, requires = "dry_run", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=3650))]
+    pub(crate) days: u16,
+}
+
+/// How the database is entered as the schema's owner.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OwnerArgs {
     /// File that holds the URL of the schema's owner. A file, so that no password is in the environment.
     #[arg(long, env = "DATABASE_URL_FILE")]
     pub(crate) database_url_file: PathBuf,

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod args;
-mod migrate;
+mod owner;
 mod run;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
     match args.command {
         args::Command::Run(command) => run::run(&command),
-        args::Command::Migrate(command) => migrate::migrate(&command),
+        args::Command::Migrate(command) => owner::migrate(&command),
+        args::Command::Upkeep(command) => owner::upkeep(&command),
     }
 }
 

@@ -20,8 +20,8 @@ const NOTE_BYTES: usize = 1000;
 pub enum Fact {
     /// A change that a StatefulSet does not take: it was deleted, its pod left alone, and made again.
     StatefulSetRecreated,
-    /// The history went before the CeleryBroker.
-    HistoryDeleted,
+    /// The CeleryBroker goes, and its history after it.
+    HistoryPurgeOrdered,
     /// The CeleryBroker went before its history could be deleted.
     HistoryNotDeleted,
 }
@@ -30,7 +30,7 @@ impl Fact {
     /// Every fact.
     pub const ALL: [Self; 3] = [
         Self::StatefulSetRecreated,
-        Self::HistoryDeleted,
+        Self::HistoryPurgeOrdered,
         Self::HistoryNotDeleted,
     ];
 
@@ -38,14 +38,14 @@ impl Fact {
     pub fn reason(self) -> &'static str {
         match self {
             Self::StatefulSetRecreated => "StatefulSetRecreated",
-            Self::HistoryDeleted => "HistoryDeleted",
+            Self::HistoryPurgeOrdered => "HistoryPurgeOrdered",
             Self::HistoryNotDeleted => "HistoryNotDeleted",
         }
     }
 
     fn severity(self) -> EventType {
         match self {
-            Self::StatefulSetRecreated | Self::HistoryDeleted => EventType::Normal,
+            Self::StatefulSetRecreated | Self::HistoryPurgeOrdered => EventType::Normal,
             Self::HistoryNotDeleted => EventType::Warning,
         }
     }

@@ -1,7 +1,9 @@
 //! Every metric of the operator. No label holds free text; series of an object go when the object goes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use kanchi_runtime::BuildInfo;
 use prometheus_client::collector::Collector;
@@ -12,6 +14,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::store_link::World;
 
 /// What one pass came to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,6 +70,9 @@ pub struct Metrics {
     pub store_up: Gauge,
     /// Brokers whose monitors share one database role.
     pub shared_roles: Gauge,
+    purges_pending: Gauge,
+    upkeep_age: Gauge<f64, AtomicU64>,
+    upkeep_postponed: Gauge,
     /// Watches that failed and were started again.
     pub watch_errors: Counter,
     /// Resources that could not be parsed.
@@ -88,6 +95,9 @@ impl Metrics {
             leader: Gauge::default(),
             store_up: Gauge::default(),
             shared_roles: Gauge::default(),
+            purges_pending: Gauge::default(),
+            upkeep_age: Gauge::default(),
+            upkeep_postponed: Gauge::default(),
             watch_errors: Counter::default(),
             unreadable: Counter::default(),
             samples: Samples::default(),
@@ -109,6 +119,21 @@ impl Metrics {
             metrics.shared_roles.clone(),
         );
         operator.register(
+            "store_purges_pending",
+            "Deleted CeleryBrokers whose history is still being deleted",
+            metrics.purges_pending.clone(),
+        );
+        operator.register(
+            "store_upkeep_age_seconds",
+            "Seconds since partitions were last made ahead and dropped by retention",
+            metrics.upkeep_age.clone(),
+        );
+        operator.register(
+            "store_upkeep_postponed",
+            "Partitions that the last upkeep could not make or drop because they were in use",
+            metrics.upkeep_postponed.clone(),
+        );
+        operator.register(
             "watch_errors",
             "Watches that failed and were started again",
             metrics.watch_errors.clone(),
@@ -122,6 +147,18 @@ impl Metrics {
             samples: Arc::clone(&metrics.samples),
         }));
         metrics
+    }
+
+    /// Shows what the store said of itself.
+    pub fn show_store(&self, world: &World, now: Instant) {
+        self.purges_pending
+            .set(i64::try_from(world.purges_pending).unwrap_or(i64::MAX));
+        if let Some((age, done)) = world.upkeep {
+            let age = age + now.saturating_duration_since(world.taken);
+            self.upkeep_age.set(age.as_secs_f64());
+            self.upkeep_postponed
+                .set(i64::try_from(done.postponed).unwrap_or(i64::MAX));
+        }
     }
 
     /// Replaces what is shown of all brokers: whatever is not listed is gone.

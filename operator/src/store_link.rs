@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use kanchi_runtime::clock::now_micros;
 use kanchi_store::{
-    BrokerKey, Deleted, ErrorKind, Hints, HourCounts, MonitorReport, SharedRole, StoreAdmin, StoreUrl, UnixMicros,
+    BrokerKey, ErrorKind, Hints, HourCounts, MonitorReport, Purge, Purged, SharedRole, StoreAdmin, StoreUrl,
+    UnixMicros, Upkeep,
 };
 use tokio::sync::watch;
 
@@ -39,8 +40,17 @@ pub const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 /// How often brokers that are gone are looked for.
 const FAREWELLS: Duration = Duration::from_secs(2);
 
-/// So much time goes into deleting one history before it is the next one's turn.
-const ERASE_SLICE: Duration = Duration::from_secs(5);
+/// An ordered purge rests so long first: a statement of the broker's monitor that was under way has ended by then.
+const PURGE_REST: Duration = Duration::from_mins(2);
+
+/// How often ordered purges are looked for.
+const PURGES: Duration = Duration::from_secs(15);
+
+/// A purge rests so many times as long as it worked: it takes at most a quarter of what one session can.
+const PURGE_THROTTLE: u32 = 3;
+
+/// A purge rests at least so long between two steps.
+const PURGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Migrations may rewrite much; upkeep may wait for locks.
 const LONG_LIMIT: Duration = Duration::from_mins(30);
@@ -213,6 +223,10 @@ pub struct World {
     pub reports: HashMap<BrokerKey, MonitorReport>,
     /// Tasks that ended within the last hour.
     pub hours: HashMap<BrokerKey, HourCounts>,
+    /// Brokers whose history is still to be deleted.
+    pub purges_pending: u64,
+    /// How long ago the last upkeep ended when the reports were read, and what it did.
+    pub upkeep: Option<(Duration, Upkeep)>,
     /// When the reports were read.
     pub taken: Instant,
 }
@@ -223,6 +237,8 @@ impl World {
             link: LinkState::Connecting,
             reports: HashMap::new(),
             hours: HashMap::new(),
+            purges_pending: 0,
+            upkeep: None,
             taken: Instant::now(),
         }
     }
@@ -241,7 +257,7 @@ pub enum Farewell {
     /// Its role loses the right to log in; the history stays.
     Retire,
     /// The history goes, too.
-    Erase,
+    Purge,
 }
 
 /// The shared end of the link.
@@ -373,6 +389,7 @@ impl StoreLink {
             ended = Box::pin(self.read_reports(admin, credentials)) => ended,
             error = Box::pin(keep_up(admin)) => Ended::Failed(error),
             never = Box::pin(self.say_farewells(admin)) => match never {},
+            never = Box::pin(purge(admin)) => match never {},
         }
     }
 
@@ -403,18 +420,22 @@ impl StoreLink {
         } else {
             self.world().hours.clone()
         };
+        let purges_pending = bounded("count the purges", REQUEST_LIMIT, admin.purges_pending()).await?;
+        let upkeep = bounded("read the last upkeep", REQUEST_LIMIT, admin.last_upkeep()).await?;
         let reports = reports.into_iter().map(|report| (report.key, report)).collect();
         self.inner.world.send_replace(Arc::new(World {
             link: LinkState::Up,
             reports,
             hours,
+            purges_pending,
+            upkeep,
             taken,
         }));
         Ok(())
     }
 
-    /// Says farewell to brokers that are gone, a slice of each at a time. A broker is struck off when that is done: what a
-    /// broken connection interrupts goes on with the next one.
+    /// Says farewell to brokers that are gone. A broker is struck off when that is done: what a broken connection interrupts
+    /// is tried again with the next one.
     async fn say_farewells(&self, admin: &StoreAdmin) -> Infallible {
         loop {
             let keys: Vec<_> = self.inner.gone().keys().copied().collect();
@@ -424,8 +445,7 @@ impl StoreLink {
                     continue;
                 };
                 match say_farewell(admin, key, farewell).await {
-                    Ok(Deleted::All) => self.inner.gone().retain(|of, (_, whose)| *of != key || *whose != uid),
-                    Ok(Deleted::Partly) => {}
+                    Ok(()) => self.inner.gone().retain(|of, (_, whose)| *of != key || *whose != uid),
                     Err(error) => {
                         tracing::warn!(store.key = key.0, error = %chain(&error), "broker not dismissed, trying again");
                     }
@@ -450,14 +470,36 @@ impl StoreLink {
     }
 }
 
-async fn say_farewell(admin: &StoreAdmin, key: BrokerKey, farewell: Farewell) -> Result<Deleted, Error> {
-    bounded("retire a broker", REQUEST_LIMIT, admin.retire_broker(key)).await?;
+async fn say_farewell(admin: &StoreAdmin, key: BrokerKey, farewell: Farewell) -> Result<(), Error> {
     match farewell {
-        Farewell::Retire => Ok(Deleted::All),
-        Farewell::Erase => {
-            let deleting = admin.delete_broker_history(key, ERASE_SLICE);
-            bounded("delete a broker's history", ERASE_SLICE + REQUEST_LIMIT, deleting).await
-        }
+        Farewell::Retire => bounded("retire a broker", REQUEST_LIMIT, admin.retire_broker(key)).await,
+        Farewell::Purge => bounded("order a purge", REQUEST_LIMIT, admin.order_purge(key)).await,
+    }
+}
+
+/// Carries out ordered purges, a little at a time.
+async fn purge(admin: &StoreAdmin) -> Infallible {
+    let mut purge = Purge::new(admin.clone(), PURGE_REST);
+    let mut rows_gone = 0;
+    loop {
+        let began = Instant::now();
+        let pause = match bounded("purge a history", LONG_LIMIT, purge.step()).await {
+            Ok(Purged::Nothing) => PURGES,
+            Ok(Purged::Some { rows }) => {
+                rows_gone += rows;
+                PURGE_PAUSE.max(began.elapsed() * PURGE_THROTTLE)
+            }
+            Ok(Purged::Brokers { count }) => {
+                tracing::info!(brokers = count, rows = rows_gone, "histories purged");
+                rows_gone = 0;
+                PURGE_PAUSE
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "histories not purged, trying again");
+                backoff::jittered(PURGES)
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn measure(
 ) -> Result<Figures> {
     let rabbit = Rabbitmq::start_new()?;
     let mut rig = runtime.block_on(Rig::new(postgres()?, &rabbit.url()))?;
+    rig.as_owner(&["upkeep"])?;
     rig.config.celery.event_queue.queue_type = queue;
     // Everything waits in the queue at once.
     rig.config.celery.event_queue.max_length_bytes = 1 << 36;

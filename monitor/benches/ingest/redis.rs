@@ -27,6 +27,7 @@ pub(crate) fn measure(
 ) -> Result<Figures> {
     let redis = Redis::start_new()?;
     let rig = runtime.block_on(Rig::new(postgres()?, &redis.url(0)))?;
+    rig.as_owner(&["upkeep"])?;
     let mut publisher = RedisPublisher::connect(redis.port())?;
     let mut monitor = rig.monitor(&[])?;
     monitor.connected()?;

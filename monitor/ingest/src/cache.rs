@@ -4,9 +4,10 @@
 //! budget it becomes the old one and the former old one is dropped. It is what keeps the facts of recent tasks in memory;
 //! an entry that is forgotten costs one look-up in the store, never a wrong row.
 
-use std::collections::HashMap;
 use std::mem;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 /// Bytes that an entry takes besides its key and value: two words of the map, its control byte, allocator slack.
 const ENTRY_OVERHEAD: usize = 96;
@@ -31,8 +32,8 @@ impl<V: Weigh> Cache<V> {
     /// Returns an empty cache that holds at most `budget` bytes.
     pub fn new(budget: usize) -> Self {
         Self {
-            young: HashMap::new(),
-            old: HashMap::new(),
+            young: HashMap::default(),
+            old: HashMap::default(),
             young_bytes: 0,
             old_bytes: 0,
             budget,
@@ -87,8 +88,8 @@ impl<V: Weigh> Cache<V> {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.young = HashMap::new();
-        self.old = HashMap::new();
+        self.young = HashMap::default();
+        self.old = HashMap::default();
         self.young_bytes = 0;
         self.old_bytes = 0;
     }

@@ -4,13 +4,15 @@
 //! resolved by the batch's id. What the store refuses for its data is bisected down to the single message, which becomes a
 //! dead letter. A newer writer ends this one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kanchi_store::{Batch, DeadLetter, Epoch, Error as StoreError, ErrorKind, EventChunk, StoreWriter};
+use foldhash::HashMap;
+use kanchi_store::{BatchHead, DeadLetter, Epoch, Error as StoreError, ErrorKind, EventChunk, StoreWriter};
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -19,6 +21,7 @@ use crate::decoder::Filled;
 use crate::digests::Digests;
 use crate::prepare::Prepared;
 use crate::reduce::{self, Reduced, Reducer};
+use crate::reducing::Reducing;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 
@@ -130,15 +133,16 @@ impl Committer {
             chunks = reduce::chunks(&messages);
         }
         let mut parts = vec![(messages, chunks)];
-        while let Some((mut part, chunks)) = parts.pop() {
+        while let Some((part, chunks)) = parts.pop() {
             let through = part.last().map(|message| message.tag);
-            match self.store_part(&part, chunks).await? {
-                Outcome::Stored => {}
+            let (outcome, mut part) = self.store_part(part, chunks).await?;
+            match outcome {
+                Outcome::Stored => drop(spawn_blocking(move || drop(part))),
                 Outcome::GivenUp => return Ok(false),
                 Outcome::Refused(reason) if part.len() == 1 => {
                     let letter = part.pop().map(|message| self.dead_letter(&message, &reason));
-                    if let Some(batch) = letter
-                        && !self.store_letter(batch).await?
+                    if let Some(letter) = letter
+                        && !self.store_letter(letter).await?
                     {
                         return Ok(false);
                     }
@@ -165,33 +169,43 @@ impl Committer {
         Ok(true)
     }
 
-    async fn store_part(&mut self, messages: &[Prepared], chunks: Vec<EventChunk>) -> Result<Outcome, Error> {
+    /// Stores messages as one batch; gives them back.
+    async fn store_part(
+        &mut self,
+        messages: Vec<Prepared>,
+        chunks: Vec<EventChunk>,
+    ) -> Result<(Outcome, Vec<Prepared>), Error> {
         if messages.iter().all(Prepared::is_void) {
-            return Ok(Outcome::Stored);
+            return Ok((Outcome::Stored, messages));
         }
         let started = Instant::now();
-        let Some(loaded) = self.load_facts(messages).await? else {
-            return Ok(Outcome::GivenUp);
+        let Some(loaded) = self.load_facts(&messages).await? else {
+            return Ok((Outcome::GivenUp, messages));
         };
         let Some((_, epoch)) = self.writer.as_ref() else {
-            return Ok(Outcome::GivenUp);
+            return Ok((Outcome::GivenUp, messages));
         };
-        let reduced = self.reducer.reduce(messages, chunks, loaded, *epoch);
-        let outcome = self.commit(&reduced.batch).await?;
+        let head = reduce::head(&messages, chunks, *epoch);
+        let mut reducing = Reducing::start(self.reducer.lend(), messages, loaded);
+        let outcome = self.commit(&head, &mut reducing).await?;
+        let done = reducing.end().await;
+        self.reducer = done.reducer;
         if matches!(outcome, Outcome::Stored) {
-            self.stored(messages, reduced, started);
+            self.stored(&done.messages, &head, done.reduced, started);
         }
-        Ok(outcome)
+        // Thousands of small pieces of memory: given back beside the next batch.
+        drop(spawn_blocking(move || drop(head)));
+        Ok((outcome, done.messages))
     }
 
-    fn stored(&mut self, messages: &[Prepared], reduced: Reduced, started: Instant) {
+    fn stored(&mut self, messages: &[Prepared], head: &BatchHead, reduced: Reduced, started: Instant) {
         let metrics = &self.shared.metrics;
         metrics.batch_events.observe(reduced.events as f64);
         metrics.batch_messages.observe(messages.len() as f64);
         metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
         self.shared
             .committed(reduced.events, reduced.newest, reduced.oldest_arrived);
-        self.digests.remember(&reduced.batch.digests);
+        self.digests.remember(&head.digests);
         self.reducer.committed(reduced);
         let (bytes, tasks) = self.reducer.size();
         metrics.cache_bytes.set(bytes as i64);
@@ -199,7 +213,7 @@ impl Committer {
     }
 
     /// Commits one batch, waiting out a store that is away.
-    async fn commit(&mut self, batch: &Batch) -> Result<Outcome, Error> {
+    async fn commit(&mut self, head: &BatchHead, reducing: &mut Reducing) -> Result<Outcome, Error> {
         let mut backoff = store_backoff();
         let mut odd = 0;
         loop {
@@ -207,13 +221,13 @@ impl Committer {
                 return Ok(Outcome::GivenUp);
             };
             // After a reconnect within the same process the epoch is the same: nobody else took over.
-            if epoch != batch.epoch {
+            if epoch != head.epoch {
                 return Err(Error::Fenced);
             }
             let Some((writer, _)) = self.writer.as_mut() else {
                 continue;
             };
-            let error = match writer.commit(batch).await {
+            let error = match writer.commit_while(head, reducing.changes()).await {
                 Ok(()) => {
                     self.shared.store_works();
                     return Ok(Outcome::Stored);
@@ -230,7 +244,7 @@ impl Committer {
                 return Ok(Outcome::GivenUp);
             }
             if unknown {
-                match self.was_committed(batch.id).await? {
+                match self.was_committed(head.id).await? {
                     Some(true) => {
                         self.shared.store_works();
                         return Ok(Outcome::Stored);
@@ -265,7 +279,7 @@ impl Committer {
     async fn load_facts(&mut self, messages: &[Prepared]) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
         let missing = self.reducer.missing(messages);
         self.shared.metrics.cache_misses.inc_by(missing.len() as u64);
-        let mut loaded = HashMap::new();
+        let mut loaded = HashMap::default();
         let mut backoff = store_backoff();
         for ids in missing.chunks(MAX_LOOKUP) {
             loop {
@@ -339,10 +353,10 @@ impl Committer {
         }
     }
 
-    fn dead_letter(&self, message: &Prepared, reason: &str) -> Batch {
+    fn dead_letter(&self, message: &Prepared, reason: &str) -> BatchHead {
         self.shared.metrics.refused.inc();
         tracing::error!(error = reason, "the store refuses a message; it becomes a dead letter");
-        Batch {
+        BatchHead {
             id: Uuid::new_v4(),
             epoch: self.writer.as_ref().map(|(_, epoch)| *epoch).unwrap_or_default(),
             digests: message.digest.into_iter().collect(),
@@ -352,14 +366,15 @@ impl Committer {
                 detail: reason.replace('\0', "\u{FFFD}"),
                 sample: Bytes::clone(&message.head).to_vec(),
             }],
-            ..Batch::default()
+            ..BatchHead::default()
         }
     }
 
     /// Stores a dead letter; one that is refused in its turn is only counted and logged.
-    async fn store_letter(&mut self, batch: Batch) -> Result<bool, Error> {
-        match self.commit(&batch).await? {
-            Outcome::Stored => self.digests.remember(&batch.digests),
+    async fn store_letter(&mut self, letter: BatchHead) -> Result<bool, Error> {
+        let mut nothing = Reducing::start(Reducer::new(0), Vec::new(), HashMap::default());
+        match self.commit(&letter, &mut nothing).await? {
+            Outcome::Stored => self.digests.remember(&letter.digests),
             Outcome::Refused(reason) => tracing::error!(error = %reason, "a dead letter cannot be stored either"),
             Outcome::GivenUp => return Ok(false),
         }

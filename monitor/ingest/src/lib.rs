@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod prepare;
 pub mod reduce;
+mod reducing;
 pub mod report;
 pub mod sampler;
 pub mod settings;

@@ -1,10 +1,11 @@
-//! From prepared messages to one batch of the store: facts of each task merged, rows projected, events chunked. Pure.
+//! From prepared messages to one batch of the store: events chunked, facts of each task merged, rows projected. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::mem;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashSet};
 use kanchi_domain::{Absorbed, Event, TaskFacts, TaskId, TaskRow, UnixMicros};
-use kanchi_store::{Batch, DeadLetter, Epoch, EventChunk, LiveTask};
+use kanchi_store::{BatchHead, DeadLetter, Epoch, EventChunk, LiveTask, TaskChanges};
 use uuid::Uuid;
 
 use crate::cache::{Cache, Weigh};
@@ -36,11 +37,11 @@ impl Weigh for Known {
     }
 }
 
-/// A batch, and what becomes of the cache once it is durable.
+/// What a batch means for tasks, and what becomes of the cache once it is durable.
 #[derive(Debug)]
 pub struct Reduced {
     /// What is stored.
-    pub batch: Batch,
+    pub changes: TaskChanges,
     /// How many events it holds.
     pub events: u64,
     /// Celery timestamp of its newest event.
@@ -66,7 +67,7 @@ struct Grouped<'a> {
 
 impl<'a> Grouped<'a> {
     fn of(messages: &'a [Prepared]) -> Self {
-        let mut places: HashMap<Option<&str>, u32> = HashMap::new();
+        let mut places: HashMap<Option<&str>, u32> = HashMap::default();
         let all = messages.iter().flat_map(|message| &message.events);
         let mut events: Vec<(u32, &Event)> = all
             .map(|event| {
@@ -98,9 +99,15 @@ impl Reducer {
         }
     }
 
+    /// Takes everything out, for a thread that gives it back.
+    #[must_use]
+    pub fn lend(&mut self) -> Self {
+        mem::replace(self, Self::new(0))
+    }
+
     /// Returns the tasks of these messages whose facts must be looked up first.
     pub fn missing<'a>(&self, messages: &'a [Prepared]) -> Vec<&'a str> {
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         messages
             .iter()
             .flat_map(|message| &message.events)
@@ -109,25 +116,10 @@ impl Reducer {
             .collect()
     }
 
-    /// Makes the batch of these messages and their [`chunks`]. `loaded` holds what the store knew of the
-    /// [`missing`](Self::missing) tasks.
-    pub fn reduce(
-        &mut self,
-        messages: &[Prepared],
-        chunks: Vec<EventChunk>,
-        mut loaded: HashMap<String, Vec<u8>>,
-        epoch: Epoch,
-    ) -> Reduced {
+    /// Merges these messages with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
+    pub fn reduce(&mut self, messages: &[Prepared], mut loaded: HashMap<String, Vec<u8>>) -> Reduced {
         let grouped = Grouped::of(messages);
-        let mut batch = Batch {
-            id: Uuid::new_v4(),
-            epoch,
-            digests: messages.iter().filter_map(|message| message.digest).collect(),
-            dead_letters: messages.iter().flat_map(dead_letters).collect(),
-            chunks,
-            tasks: Vec::with_capacity(grouped.tasks),
-            ..Batch::default()
-        };
+        let mut tasks = Vec::with_capacity(grouped.tasks);
         let mut tally = Tally::default();
         let mut touched = Vec::with_capacity(grouped.tasks);
         for events in grouped.iter() {
@@ -137,13 +129,15 @@ impl Reducer {
                 .take(&id)
                 .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id)));
             let (known, task) = self.absorb(&id, known, events, &mut tally);
-            batch.tasks.extend(task);
+            tasks.extend(task);
             touched.push((id, known));
         }
-        batch.statistics = tally.finish();
         let timestamps = grouped.events.iter().filter(|(_, event)| event.has_timestamp());
         Reduced {
-            batch,
+            changes: TaskChanges {
+                tasks,
+                statistics: tally.finish(),
+            },
             events: grouped.events.len() as u64,
             newest: timestamps.map(|(_, event)| event.timestamp).max(),
             oldest_arrived: messages.iter().map(|message| message.arrived).min(),
@@ -227,6 +221,18 @@ impl Known {
     }
 }
 
+/// Returns the part of a batch that needs no knowledge of the tasks: these messages and their [`chunks`].
+pub fn head(messages: &[Prepared], chunks: Vec<EventChunk>, epoch: Epoch) -> BatchHead {
+    BatchHead {
+        id: Uuid::new_v4(),
+        epoch,
+        digests: messages.iter().filter_map(|message| message.digest).collect(),
+        dead_letters: messages.iter().flat_map(dead_letters).collect(),
+        chunks,
+        ..BatchHead::default()
+    }
+}
+
 /// Returns the events of these messages as they are stored, one chunk a task. It needs no knowledge of the tasks, so that it
 /// is done while the batch before is being committed.
 pub fn chunks(messages: &[Prepared]) -> Vec<EventChunk> {
@@ -251,7 +257,7 @@ fn chunk(id: Option<&Arc<str>>, events: &[(u32, &Event)], chunks: &mut Vec<Event
     let mut finish = |text: &mut String, count: &mut u16, first_at: &mut Option<UnixMicros>| {
         if let Some(first_at) = first_at.take() {
             text.push(']');
-            let events = std::mem::take(text).into_bytes();
+            let events = mem::take(text).into_bytes();
             chunks.push(EventChunk {
                 task_id: id.cloned(),
                 first_at,

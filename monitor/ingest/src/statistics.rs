@@ -3,9 +3,9 @@
 //! Steps are counted once for each distinct event. Endings are counted by what the row says, because Celery sends some
 //! of them twice: when later events show that a task ended otherwise, the first count is taken back.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use kanchi_domain::{Event, EventKind, TaskRow, TaskState, UnixMicros};
 use kanchi_store::MinuteStat;
 

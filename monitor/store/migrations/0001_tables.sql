@@ -46,7 +46,20 @@ create table kanchi.broker (
     statistics_days smallint not null,
     created_at timestamptz not null default now(),
     retired_at timestamptz,
-    unique (namespace_uid, name)
+    -- The end of a history is an order, carried out later in small steps.
+    purge_ordered_at timestamptz
+);
+-- A broker whose purge is ordered has left its name to whoever comes next.
+create unique index broker_identity on kanchi.broker (namespace_uid, name) where purge_ordered_at is null;
+
+-- What the last upkeep did.
+create table kanchi.upkeep (
+    singleton boolean primary key default true check (singleton),
+    ran_at timestamptz not null,
+    created bigint not null,
+    dropped bigint not null,
+    pruned bigint not null,
+    postponed bigint not null
 );
 
 -- === Exactly once ===

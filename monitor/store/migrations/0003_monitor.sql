@@ -130,8 +130,8 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- First statement of a batch's transaction: claims the batch id and everything small. False: committed before.
-create function kanchi.commit_batch(p_batch uuid, p_epoch bigint, p_digests bytea, p_workers jsonb, p_statistics jsonb,
-    p_statistics_class smallint, p_dead_letters jsonb, p_gaps jsonb) returns boolean
+create function kanchi.commit_batch(p_batch uuid, p_epoch bigint, p_digests bytea, p_workers jsonb,
+    p_dead_letters jsonb, p_gaps jsonb) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     b integer := kanchi.current_broker();
@@ -149,9 +149,6 @@ begin
     end if;
     if p_workers is not null then
         perform kanchi.save_workers(p_workers, false);
-    end if;
-    if p_statistics is not null then
-        perform kanchi.save_statistics(p_statistics, p_statistics_class);
     end if;
     if p_dead_letters is not null then
         perform kanchi.save_dead_letters(p_dead_letters);

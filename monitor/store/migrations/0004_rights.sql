@@ -29,7 +29,7 @@ begin
     end loop;
     foreach item in array array[
         'schema_version()', 'shared_broker()', 'current_broker()', 'begin_epoch(text)',
-        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, smallint, jsonb, jsonb)',
+        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)', 'save_statistics(jsonb, smallint)',
         'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])',
         'load_facts(text[])', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
         'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',

@@ -1,6 +1,7 @@
 //! The operator's side of the store, under the role that owns the schema.
 
 mod broker;
+mod purge;
 mod report;
 mod role;
 mod shared;
@@ -11,12 +12,13 @@ use std::time::Duration;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::{Connection, Executor, PgPool, Row};
 
-pub use broker::{BrokerKey, BrokerSpec, Deleted};
+pub use broker::{BrokerKey, BrokerSpec};
+pub use purge::{Purge, Purged};
 pub use report::{HourCounts, MonitorReport, TopQueue};
 pub use role::RoleMode;
 pub use shared::SharedRole;
 pub(crate) use shared::grant_migrated;
-pub use upkeep::Upkeep;
+pub use upkeep::{Expiring, Upkeep};
 
 use crate::connection::{self, within};
 use crate::error::{During, Error, ErrorKind, Result};

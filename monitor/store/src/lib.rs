@@ -21,12 +21,14 @@ mod migration;
 mod scram;
 
 pub use admin::{
-    BrokerKey, BrokerSpec, Deleted, Hints, HourCounts, MonitorReport, RoleMode, SharedRole, StoreAdmin, TopQueue,
-    Upkeep,
+    BrokerKey, BrokerSpec, Expiring, Hints, HourCounts, MonitorReport, Purge, Purged, RoleMode, SharedRole, StoreAdmin,
+    TopQueue, Upkeep,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use kanchi_domain::UnixMicros;
-pub use model::{Batch, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, WorkerRow};
+pub use model::{
+    Batch, BatchHead, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, TaskChanges, WorkerRow,
+};
 pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};
 pub use url::StoreUrl;

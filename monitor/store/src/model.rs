@@ -10,6 +10,15 @@ use crate::writer::Epoch;
 /// Everything that one transaction stores: all of it or nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
+    /// What is stored as it came.
+    pub head: BatchHead,
+    /// What it means for tasks.
+    pub changes: TaskChanges,
+}
+
+/// The part of a batch that needs no knowledge of what is stored already.
+#[derive(Clone, Debug, Default)]
+pub struct BatchHead {
     /// Identifies the batch, so that a COMMIT of unknown outcome can be resolved. Kept the same over retries.
     pub id: Uuid,
     /// The writer's epoch; a batch of an older one is refused.
@@ -18,16 +27,21 @@ pub struct Batch {
     pub digests: Vec<u128>,
     /// The events, one chunk per task (or per worker for events without a task).
     pub chunks: Vec<EventChunk>,
-    /// Tasks whose facts grew.
-    pub tasks: Vec<LiveTask>,
     /// Workers that were heard of; the newest row of each.
     pub workers: Vec<WorkerRow>,
-    /// Counts, at most one entry for each (minute, task name, transition).
-    pub statistics: Vec<MinuteStat>,
     /// Messages that could not be read; the store keeps a bounded number per broker.
     pub dead_letters: Vec<DeadLetter>,
     /// Gaps that began or ended in this batch's part of the stream.
     pub gaps: Vec<GapRow>,
+}
+
+/// The part of a batch that merges its events with what was known.
+#[derive(Clone, Debug, Default)]
+pub struct TaskChanges {
+    /// Tasks whose facts grew.
+    pub tasks: Vec<LiveTask>,
+    /// Counts, at most one entry for each (minute, task name, transition).
+    pub statistics: Vec<MinuteStat>,
 }
 
 /// The events of one task within one batch.

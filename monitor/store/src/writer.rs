@@ -19,7 +19,7 @@ pub use reporter::{Previous, Settled, StoreReporter};
 
 use crate::connection::{Link, within};
 use crate::error::{During, Result};
-use crate::model::Batch;
+use crate::model::{Batch, BatchHead, TaskChanges};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
 
@@ -84,9 +84,15 @@ impl StoreWriter {
     ///
     /// Kinds that matter: `Data` (bisect), `StaleEpoch` (stop), `Unreachable` (ask [`Self::was_committed`], then retry).
     pub async fn commit(&mut self, batch: &Batch) -> Result<()> {
+        self.commit_while(&batch.head, std::future::ready(&batch.changes)).await
+    }
+
+    /// The same while the changes are still being made: they are awaited once the events are on their way, so that both
+    /// sides work at the same time. After an error they may not have been awaited.
+    pub async fn commit_while(&mut self, head: &BatchHead, changes: impl Future<Output = &TaskChanges>) -> Result<()> {
         const OPERATION: &str = commit::OPERATION;
         let mut connection = self.link.take().await?;
-        let result = within(OPERATION, commit::run(&mut connection, batch, self.retention)).await;
+        let result = within(OPERATION, commit::run(&mut connection, head, changes, self.retention)).await;
         let result = match result {
             Ok(()) => Ok(()),
             Err(error) => Err(rolled_back(&mut connection, error).await),

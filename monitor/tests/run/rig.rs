@@ -46,6 +46,7 @@ impl Rig {
             directory: tempfile::tempdir()?,
         };
         std::fs::create_dir(rig.config_directory())?;
+        std::fs::write(rig.owner_url(), owner.expose())?;
         rig.write(file::STORE_URL, url.expose())?;
         rig.write(file::BROKER_URL, broker_url)?;
         rig.write_config(|_| {})?;
@@ -77,6 +78,23 @@ impl Rig {
     /// Starts a monitor that has a spool of its own.
     pub(crate) fn monitor_with_spool(&self, name: &str, more: &[&str]) -> Result<MonitorProcess> {
         MonitorProcess::start(&self.config_directory(), &self.directory.path().join(name), more)
+    }
+
+    fn owner_url(&self) -> std::path::PathBuf {
+        self.directory.path().join("owner-url")
+    }
+
+    /// Runs `kanchi-monitor` as the schema's owner does; returns its log, and whether it went well.
+    pub(crate) fn as_owner(&self, arguments: &[&str]) -> Result<(String, bool)> {
+        let done = Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"))
+            .args(arguments)
+            .arg("--database-url-file")
+            .arg(self.owner_url())
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("run kanchi-monitor")?;
+        Ok((String::from_utf8(done.stdout)?, done.status.success()))
     }
 
     /// Runs SQL as the superuser.

@@ -323,7 +323,7 @@ async fn whole(context: &Context, live: &Live, broker: &CeleryBroker, facts: &mu
     let policy = broker.spec.reclaim_policy;
     let farewell = match policy {
         ReclaimPolicy::Retain => Farewell::Retire,
-        ReclaimPolicy::Delete => Farewell::Erase,
+        ReclaimPolicy::Delete => Farewell::Purge,
     };
     context
         .memory
@@ -340,10 +340,8 @@ async fn deletion(context: &Context, live: &Live) -> Result<Action, Error> {
         facts.deleting = true;
         say(context, live, &facts).await?;
     }
-    match delete::delete(context, live).await.map_err(Error::Delete)? {
-        delete::Progress::Gone => Ok(Action::await_change()),
-        delete::Progress::More => Ok(Action::requeue(Duration::from_millis(100))),
-    }
+    delete::delete(context, live).await.map_err(Error::Delete)?;
+    Ok(Action::await_change())
 }
 
 /// Computes and writes the status, and tells what changed.

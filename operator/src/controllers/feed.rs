@@ -75,6 +75,7 @@ async fn round(context: &Context, pulse: &Pulse) {
         writes.extend(due(context, broker, &world, now));
     }
     context.metrics.store_up.set(i64::from(world.link == LinkState::Up));
+    context.metrics.show_store(&world, now);
     let shared = |object: &&Arc<Guarded>| is_condition(object, ConditionType::StoreIsolated, "False");
     context
         .metrics

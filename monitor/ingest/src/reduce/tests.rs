@@ -44,8 +44,8 @@ struct Stored {
 }
 
 impl Stored {
-    fn store(&mut self, batch: &Batch) {
-        for task in &batch.tasks {
+    fn store(&mut self, chunks: &[EventChunk], changes: &TaskChanges) {
+        for task in &changes.tasks {
             let known = self.facts.insert(task.task_id.to_string(), task.facts.to_vec());
             assert!(
                 known.is_none() || task.maybe_stored,
@@ -55,8 +55,8 @@ impl Stored {
             self.states
                 .insert(task.task_id.to_string(), task.row.state.as_str().to_owned());
         }
-        self.events += batch.chunks.iter().map(|chunk| u64::from(chunk.count)).sum::<u64>();
-        for count in &batch.statistics {
+        self.events += chunks.iter().map(|chunk| u64::from(chunk.count)).sum::<u64>();
+        for count in &changes.statistics {
             let key = (count.minute.0, count.task_name.clone(), count.transition.clone());
             *self.counts.entry(key).or_default() += count.count;
         }
@@ -77,9 +77,9 @@ fn stored(messages: &[Prepared], sizes: &[(usize, bool)], cache: usize) -> Store
             let missing = reducer.missing(batch);
             let known = |id: &&str| Some(((*id).to_owned(), stored.facts.get(*id)?.clone()));
             let loaded = missing.iter().filter_map(known).collect();
-            let made = reducer.reduce(batch, chunks(batch), loaded, Epoch(1));
+            let made = reducer.reduce(batch, loaded);
             if *last {
-                stored.store(&made.batch);
+                stored.store(&chunks(batch), &made.changes);
                 reducer.committed(made);
             }
         }

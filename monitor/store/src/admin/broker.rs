@@ -1,8 +1,6 @@
-//! Which brokers there are: keys, classes, and the end of a history.
+//! Which brokers there are: their keys and the classes of their rows.
 
-use std::time::{Duration, Instant};
-
-use sqlx::{AssertSqlSafe, Executor, Row};
+use sqlx::Row;
 
 use crate::admin::StoreAdmin;
 use crate::error::{During, Result};
@@ -27,18 +25,6 @@ pub struct BrokerSpec {
     pub retention: RetentionPolicy,
 }
 
-/// Progress of [`StoreAdmin::delete_broker_history`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deleted {
-    /// Nothing of the broker is left, its role included.
-    All,
-    /// The deadline passed first; call again.
-    Partly,
-}
-
-/// Rows that one statement deletes at most: a short transaction, a short lock, little to undo.
-const DELETE_AT_ONCE: i64 = 20_000;
-
 impl StoreAdmin {
     /// Returns the broker's key, adopting its history; makes one for a new broker.
     pub async fn ensure_broker(&self, broker: &BrokerSpec) -> Result<BrokerKey> {
@@ -52,7 +38,9 @@ impl StoreAdmin {
         if let Some(row) = row {
             return Ok(BrokerKey(row.get(0)));
         }
-        let query = sqlx::query("select broker_id from kanchi.broker where namespace_uid = $1 and name = $2");
+        let query = sqlx::query(
+            "select broker_id from kanchi.broker where namespace_uid = $1 and name = $2 and purge_ordered_at is null",
+        );
         let row = query
             .bind(&broker.namespace_uid)
             .bind(&broker.name)
@@ -90,46 +78,6 @@ impl StoreAdmin {
              update kanchi.writer w set epoch = w.epoch + 1 from retired where w.broker_id = retired.broker_id",
         );
         query.bind(key.0).execute(&self.pool).await.during(OPERATION).map(drop)
-    }
-
-    /// Deletes everything of a broker in bounded chunks, until `within` is over. Its key is never used again.
-    pub async fn delete_broker_history(&self, key: BrokerKey, within: Duration) -> Result<Deleted> {
-        const OPERATION: &str = "delete a broker's history";
-        let deadline = Instant::now() + within;
-        self.retire_broker(key).await?;
-        let tables = sqlx::query(
-            "select oid::regclass::text from pg_class
-             where relkind = 'r' and relnamespace = 'kanchi'::regnamespace
-                 and (relispartition or oid = 'kanchi.task_live'::regclass)
-             order by pg_relation_size(oid) desc",
-        );
-        for table in tables.fetch_all(&self.pool).await.during(OPERATION)? {
-            if !self.empty_table(table.get(0), key, deadline).await? {
-                return Ok(Deleted::Partly);
-            }
-        }
-        self.drop_role(key).await?;
-        // The small tables follow by their foreign keys.
-        let query = sqlx::query("delete from kanchi.broker where broker_id = $1");
-        query.bind(key.0).execute(&self.pool).await.during(OPERATION)?;
-        Ok(Deleted::All)
-    }
-
-    async fn empty_table(&self, table: &str, key: BrokerKey, deadline: Instant) -> Result<bool> {
-        // The name is the catalog's own, quoted where it must be.
-        let statement = format!(
-            "delete from {table} where ctid = any (array(select ctid from {table} where broker_id = {} limit {DELETE_AT_ONCE}))",
-            key.0
-        );
-        loop {
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            let done = self.pool.execute(AssertSqlSafe(statement.clone())).await;
-            if done.during("delete a broker's history")?.rows_affected() < DELETE_AT_ONCE as u64 {
-                return Ok(true);
-            }
-        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Partitions ahead, partitions over, bounded tables.
 
+use std::time::Duration;
+
 use kanchi_domain::UnixMicros;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
@@ -13,7 +15,7 @@ const OPERATION: &str = "do the upkeep";
 /// Days that partitions are made ahead: an operator may be away for so long before rows fall into the default ones.
 const AHEAD_DAYS: i32 = 3;
 
-/// What [`StoreAdmin::upkeep`] did.
+/// What [`StoreAdmin::upkeep`] did; the last one is kept in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Upkeep {
     /// Partitions created ahead.
@@ -26,7 +28,48 @@ pub struct Upkeep {
     pub postponed: u64,
 }
 
+/// A partition whose retention will be over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiring {
+    /// Its name.
+    pub partition: String,
+    /// Bytes that go with it, indexes included.
+    pub bytes: u64,
+}
+
 impl StoreAdmin {
+    /// Returns the partitions that an upkeep at that time would drop.
+    pub async fn expiring(&self, at: UnixMicros) -> Result<Vec<Expiring>> {
+        let query = sqlx::query(
+            "select leaf, pg_total_relation_size(format('kanchi.%I', leaf)) from kanchi.expired_partitions(kanchi.micros($1))",
+        );
+        let rows = query.bind(at.0).fetch_all(&self.pool).await.during("look ahead")?;
+        let one = |row: sqlx::postgres::PgRow| Expiring {
+            partition: row.get(0),
+            bytes: u64::try_from(row.get::<i64, _>(1)).unwrap_or_default(),
+        };
+        Ok(rows.into_iter().map(one).collect())
+    }
+
+    /// Returns how long ago the last upkeep ended, and what it did.
+    pub async fn last_upkeep(&self) -> Result<Option<(Duration, Upkeep)>> {
+        let query = sqlx::query(
+            "select extract(epoch from now() - ran_at)::double precision, created, dropped, pruned, postponed
+             from kanchi.upkeep",
+        );
+        let row = query.fetch_optional(&self.pool).await.during("read the last upkeep")?;
+        Ok(row.map(|row| {
+            let count = |index: usize| u64::try_from(row.get::<i64, _>(index)).unwrap_or_default();
+            let done = Upkeep {
+                created: count(1),
+                dropped: count(2),
+                pruned: count(3),
+                postponed: count(4),
+            };
+            (Duration::try_from_secs_f64(row.get(0)).unwrap_or_default(), done)
+        }))
+    }
+
     /// Creates partitions ahead, drops those whose retention is over, prunes bounded tables. Call every 10 minutes.
     ///
     /// Migration and upkeep exclude each other; a second upkeep waits for the first.
@@ -59,6 +102,7 @@ async fn guarded(guard: &mut PgConnection, worker: &mut PgConnection, now: UnixM
     create_partitions(worker, now, &mut done).await?;
     drop_partitions(worker, now, &mut done).await?;
     done.pruned = prune(worker).await?;
+    record(worker, done).await?;
     lock.commit().await.during(OPERATION)?;
     Ok(done)
 }
@@ -119,6 +163,24 @@ async fn prune(connection: &mut PgConnection) -> Result<u64> {
         pruned += connection.execute(statement).await.during(OPERATION)?.rows_affected();
     }
     Ok(pruned)
+}
+
+async fn record(connection: &mut PgConnection, done: Upkeep) -> Result<()> {
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let query = sqlx::query(
+        "insert into kanchi.upkeep (ran_at, created, dropped, pruned, postponed) values (now(), $1, $2, $3, $4)
+         on conflict (singleton) do update set ran_at = excluded.ran_at, created = excluded.created,
+            dropped = excluded.dropped, pruned = excluded.pruned, postponed = excluded.postponed",
+    );
+    query
+        .bind(count(done.created))
+        .bind(count(done.dropped))
+        .bind(count(done.pruned))
+        .bind(count(done.postponed))
+        .execute(connection)
+        .await
+        .during(OPERATION)
+        .map(drop)
 }
 
 /// Bounded by deleting: few rows each. The batches of running monitors are pruned by these themselves.

@@ -2,10 +2,10 @@
 
 use sqlx::{Executor, PgConnection, Row};
 
-use crate::error::{During, Error, ErrorKind, Result};
-use crate::model::{Batch, EventChunk, LiveTask};
+use crate::error::{During, ErrorKind, Result};
+use crate::model::{BatchHead, EventChunk, LiveTask, MinuteStat, TaskChanges};
 use crate::retention::RetentionPolicy;
-use crate::writer::copy::{CopyRows, clamped};
+use crate::writer::copy::{Copying, Target, clamped};
 use crate::writer::{history, json};
 
 pub(super) const OPERATION: &str = "commit a batch";
@@ -13,35 +13,56 @@ pub(super) const OPERATION: &str = "commit a batch";
 /// A task whose whole life lies within this long before the newest event of its batch is newly born.
 const NEWLY_BORN_MICROS: i64 = 3_600_000_000;
 
-/// Stores the batch. On an error the transaction is left open; the caller rolls back or drops the connection.
-pub(super) async fn run(connection: &mut PgConnection, batch: &Batch, retention: RetentionPolicy) -> Result<()> {
-    let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) = batch.tasks.iter().partition(|task| !task.maybe_stored);
-    let first = attempt(connection, batch, retention, &new, &maybe_stored).await;
+/// Stores the batch; its changes are awaited once its events are on their way. On an error the transaction is left open;
+/// the caller rolls back or drops the connection.
+pub(super) async fn run(
+    connection: &mut PgConnection,
+    head: &BatchHead,
+    changes: impl Future<Output = &TaskChanges>,
+    retention: RetentionPolicy,
+) -> Result<()> {
+    if !begin(connection, head, retention).await? {
+        return Ok(());
+    }
+    let changes = changes.await;
+    let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) =
+        changes.tasks.iter().partition(|task| !task.maybe_stored);
+    let first = finish(connection, changes, retention, &new, &maybe_stored).await;
     match first {
         // Somebody's promise that a task is new was not kept. The slow way is right in any case.
         Err(error) if error.kind() == ErrorKind::Data && !new.is_empty() => {
             tracing::debug!(%error, "storing a batch again without the fast path");
             connection.execute("rollback").await.during(OPERATION)?;
-            let all: Vec<&LiveTask> = batch.tasks.iter().collect();
-            attempt(connection, batch, retention, &[], &all).await
+            if !begin(connection, head, retention).await? {
+                return Ok(());
+            }
+            let all: Vec<&LiveTask> = changes.tasks.iter().collect();
+            finish(connection, changes, retention, &[], &all).await
         }
         result => result,
     }
 }
 
-async fn attempt(
+/// Begins the transaction and stores what is stored as it came. False: this batch was committed before.
+async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: RetentionPolicy) -> Result<bool> {
+    connection.execute("begin").await.during(OPERATION)?;
+    if !claim(connection, head).await? {
+        connection.execute("rollback").await.during(OPERATION)?;
+        return Ok(false);
+    }
+    copy_chunks(connection, &head.chunks, retention).await?;
+    Ok(true)
+}
+
+/// Stores what became of the tasks, and commits.
+async fn finish(
     connection: &mut PgConnection,
-    batch: &Batch,
+    changes: &TaskChanges,
     retention: RetentionPolicy,
     new: &[&LiveTask],
     maybe_stored: &[&LiveTask],
 ) -> Result<()> {
-    connection.execute("begin").await.during(OPERATION)?;
-    if !claim(connection, batch, retention).await? {
-        connection.execute("rollback").await.during(OPERATION)?;
-        return Ok(());
-    }
-    copy_chunks(connection, &batch.chunks, retention).await?;
+    count(connection, &changes.statistics, retention).await?;
     let (ended, live) = split_ended(connection, new).await?;
     copy_ended(connection, &ended, retention).await?;
     copy_live(connection, &live).await?;
@@ -51,22 +72,34 @@ async fn attempt(
 }
 
 /// Claims batch id and epoch, and writes everything small. False: this batch was committed before.
-async fn claim(connection: &mut PgConnection, batch: &Batch, retention: RetentionPolicy) -> Result<bool> {
+async fn claim(connection: &mut PgConnection, head: &BatchHead) -> Result<bool> {
     let digests: Option<Vec<u8>> =
-        (!batch.digests.is_empty()).then(|| batch.digests.iter().flat_map(|digest| digest.to_be_bytes()).collect());
-    let row = sqlx::query("select kanchi.commit_batch($1, $2, $3, $4, $5, $6, $7, $8)")
-        .bind(batch.id)
-        .bind(batch.epoch.0)
+        (!head.digests.is_empty()).then(|| head.digests.iter().flat_map(|digest| digest.to_be_bytes()).collect());
+    let row = sqlx::query("select kanchi.commit_batch($1, $2, $3, $4, $5, $6)")
+        .bind(head.id)
+        .bind(head.epoch.0)
         .bind(digests)
-        .bind(json::workers(&batch.workers))
-        .bind(json::statistics(&batch.statistics))
-        .bind(i16::try_from(retention.statistics.days()).unwrap_or(i16::MAX))
-        .bind(json::dead_letters(&batch.dead_letters))
-        .bind(json::gaps(&batch.gaps))
+        .bind(json::workers(&head.workers))
+        .bind(json::dead_letters(&head.dead_letters))
+        .bind(json::gaps(&head.gaps))
         .fetch_one(connection)
         .await
         .during(OPERATION)?;
     Ok(row.get(0))
+}
+
+/// Adds to the counts of each minute.
+async fn count(connection: &mut PgConnection, statistics: &[MinuteStat], retention: RetentionPolicy) -> Result<()> {
+    let Some(statistics) = json::statistics(statistics) else {
+        return Ok(());
+    };
+    sqlx::query("select kanchi.save_statistics($1, $2)")
+        .bind(statistics)
+        .bind(i16::try_from(retention.statistics.days()).unwrap_or(i16::MAX))
+        .execute(connection)
+        .await
+        .during(OPERATION)?;
+    Ok(())
 }
 
 /// Reads the 16-byte digests that [`claim`] wrote.
@@ -76,25 +109,34 @@ pub(super) fn digests(bytes: &[u8]) -> impl Iterator<Item = u128> + use<'_> {
         .filter_map(|chunk| Some(u128::from_be_bytes(chunk.try_into().ok()?)))
 }
 
-const COPY_CHUNKS: &str = "copy kanchi.event_chunk (retention_days, task_id, first_at, event_count, events)
-    from stdin (format binary)";
+const CHUNKS: Target = Target {
+    statement: "copy kanchi.event_chunk (retention_days, task_id, first_at, event_count, events)
+        from stdin (format binary)",
+    columns: 5,
+    operation: OPERATION,
+};
 
-const COPY_LIVE: &str = "copy kanchi.task_live (task_id, facts, state, name, queue, worker, due_at)
-    from stdin (format binary)";
+const LIVE: Target = Target {
+    statement: "copy kanchi.task_live (task_id, facts, state, name, queue, worker, due_at)
+        from stdin (format binary)",
+    columns: 7,
+    operation: OPERATION,
+};
 
 async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], retention: RetentionPolicy) -> Result<()> {
-    let bytes = chunks.iter().map(|chunk| chunk.events.len() + 96).sum();
     let class = i16::try_from(retention.events.days()).unwrap_or(i16::MAX);
-    let mut rows = CopyRows::new(5, bytes);
+    let mut copying = Copying::new(connection, CHUNKS);
     for chunk in chunks {
-        rows.row()
+        copying
+            .row()
+            .await?
             .int2(class)
             .maybe_text(chunk.task_id.as_deref())
             .time(chunk.first_at)
             .int2(i16::try_from(chunk.count).unwrap_or(i16::MAX))
             .bytes(&chunk.events);
     }
-    copy(connection, COPY_CHUNKS, rows).await
+    copying.finish().await
 }
 
 /// Tasks that began and ended within the batch go to history at once: the live table would only be passed through.
@@ -127,18 +169,20 @@ async fn split_ended<'a>(
 }
 
 async fn copy_ended(connection: &mut PgConnection, tasks: &[&LiveTask], retention: RetentionPolicy) -> Result<()> {
-    let mut rows = history::rows(tasks.iter().map(|task| task.facts.len() + 400).sum());
+    let mut copying = Copying::new(connection, history::target(OPERATION));
     for task in tasks {
-        history::push(&mut rows, &task.task_id, &task.facts, &task.row, retention);
+        history::push(copying.row().await?, &task.task_id, &task.facts, &task.row, retention);
     }
-    copy(connection, history::COPY, rows).await
+    copying.finish().await
 }
 
 async fn copy_live(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
-    let mut rows = CopyRows::new(7, tasks.iter().map(|task| task.facts.len() + 200).sum());
+    let mut copying = Copying::new(connection, LIVE);
     for task in tasks {
         let row = &task.row;
-        rows.row()
+        copying
+            .row()
+            .await?
             .text(&task.task_id)
             .bytes(&task.facts)
             .text(row.state.as_str())
@@ -147,7 +191,7 @@ async fn copy_live(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result
             .maybe_text(row.worker.as_deref())
             .maybe_time(history::due_at(row));
     }
-    copy(connection, COPY_LIVE, rows).await
+    copying.finish().await
 }
 
 /// Writes tasks that may have a live row: arrays, because a staging table costs more and must be emptied.
@@ -172,24 +216,5 @@ pub(super) async fn merge(connection: &mut PgConnection, tasks: &[&LiveTask]) ->
         .execute(connection)
         .await
         .during(OPERATION)?;
-    Ok(())
-}
-
-/// Sends rows; nothing is sent when there are none.
-pub(super) async fn copy(connection: &mut PgConnection, into: &'static str, rows: CopyRows) -> Result<()> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let bytes = rows.finish();
-    if bytes.len() > 512 * 1024 * 1024 {
-        return Err(Error::new(
-            ErrorKind::Data,
-            OPERATION,
-            "more than 512 MiB for one table",
-        ));
-    }
-    let mut copy = connection.copy_in_raw(into).await.during(OPERATION)?;
-    copy.send(bytes).await.during(OPERATION)?;
-    copy.finish().await.during(OPERATION)?;
     Ok(())
 }

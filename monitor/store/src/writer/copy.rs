@@ -1,6 +1,12 @@
-//! Rows for binary COPY: no parsing on the server, no escaping here.
+//! Binary COPY: no parsing on the server, no escaping here. Rows are sent while the next ones are being made.
+
+use std::mem;
 
 use kanchi_domain::UnixMicros;
+use sqlx::PgConnection;
+use sqlx::postgres::PgCopyIn;
+
+use crate::error::{During, Result};
 
 /// Signature, flags, length of the header's extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -11,36 +17,92 @@ const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 /// Years 1 to 9999: what `timestamptz` and everything that reads it can hold.
 const TIMES: std::ops::RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_300_799_999_999;
 
-/// Collects rows.
-#[derive(Debug)]
-pub(super) struct CopyRows {
-    buffer: Vec<u8>,
-    columns: i16,
-    rows: usize,
+/// Bytes that are sent together: the server reads a message to its end before it looks at it, so that it would wait for us
+/// and then we for it.
+const PIECE: usize = 64 * 1024;
+
+/// What is copied where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// `copy … from stdin (format binary)`.
+    pub(super) statement: &'static str,
+    /// How many columns it names.
+    pub(super) columns: i16,
+    /// What the caller is doing, for errors.
+    pub(super) operation: &'static str,
 }
 
-impl CopyRows {
-    /// Begins rows of so many columns, all of which must then be given in order.
-    pub(super) fn new(columns: i16, expected_bytes: usize) -> Self {
-        let mut buffer = Vec::with_capacity(expected_bytes.saturating_add(64));
+/// A COPY that begins with its first row; without a row nothing is sent.
+pub(super) struct Copying<'c> {
+    target: Target,
+    rows: Rows,
+    stream: Stream<'c>,
+}
+
+enum Stream<'c> {
+    Idle(&'c mut PgConnection),
+    Open(PgCopyIn<&'c mut PgConnection>),
+    Broken,
+}
+
+impl<'c> Copying<'c> {
+    /// Prepares a COPY.
+    pub(super) fn new(connection: &'c mut PgConnection, target: Target) -> Self {
+        let mut buffer = Vec::with_capacity(PIECE * 2);
         buffer.extend_from_slice(HEADER);
         Self {
-            buffer,
-            columns,
-            rows: 0,
+            target,
+            rows: Rows { buffer },
+            stream: Stream::Idle(connection),
         }
     }
 
-    pub(super) fn row(&mut self) -> &mut Self {
-        self.rows += 1;
-        self.buffer.extend_from_slice(&self.columns.to_be_bytes());
-        self
+    /// Begins a row, whose columns must then all be given in order; sends what is there when it is enough.
+    pub(super) async fn row(&mut self) -> Result<&mut Rows> {
+        if self.rows.buffer.len() >= PIECE {
+            self.send().await?;
+        }
+        self.rows.buffer.extend_from_slice(&self.target.columns.to_be_bytes());
+        Ok(&mut self.rows)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows == 0
+    async fn send(&mut self) -> Result<()> {
+        let Target {
+            statement, operation, ..
+        } = self.target;
+        self.stream = match mem::replace(&mut self.stream, Stream::Broken) {
+            Stream::Idle(connection) => Stream::Open(connection.copy_in_raw(statement).await.during(operation)?),
+            other @ (Stream::Open(_) | Stream::Broken) => other,
+        };
+        if let Stream::Open(stream) = &mut self.stream {
+            stream.send(self.rows.buffer.as_slice()).await.during(operation)?;
+        }
+        self.rows.buffer.clear();
+        Ok(())
     }
 
+    /// Sends the rest, and waits until the server has all of it.
+    pub(super) async fn finish(mut self) -> Result<()> {
+        let is_idle = matches!(self.stream, Stream::Idle(_));
+        if is_idle && self.rows.buffer.len() == HEADER.len() {
+            return Ok(());
+        }
+        self.rows.buffer.extend_from_slice(&(-1i16).to_be_bytes());
+        self.send().await?;
+        match self.stream {
+            Stream::Open(stream) => stream.finish().await.during(self.target.operation).map(drop),
+            Stream::Idle(_) | Stream::Broken => Ok(()),
+        }
+    }
+}
+
+/// Rows in binary form.
+#[derive(Debug)]
+pub(super) struct Rows {
+    buffer: Vec<u8>,
+}
+
+impl Rows {
     pub(super) fn bytes(&mut self, value: &[u8]) -> &mut Self {
         self.buffer.extend_from_slice(&(value.len() as i32).to_be_bytes());
         self.buffer.extend_from_slice(value);
@@ -91,12 +153,6 @@ impl CopyRows {
             Some(value) => self.time(value),
             None => self.null(),
         }
-    }
-
-    /// Returns the bytes of the whole COPY.
-    pub(super) fn finish(mut self) -> Vec<u8> {
-        self.buffer.extend_from_slice(&(-1i16).to_be_bytes());
-        self.buffer
     }
 }
 

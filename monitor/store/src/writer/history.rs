@@ -8,28 +8,31 @@ use sqlx::{PgConnection, Row};
 
 use crate::error::{During, Result};
 use crate::retention::RetentionPolicy;
-use crate::writer::copy::{CopyRows, head};
+use crate::writer::copy::{Rows, Target, head};
 
 /// Bytes kept of each payload beside the facts, for lists and search.
 const PAYLOAD_HEAD: usize = 1024;
 
-const COLUMNS: i16 = 23;
+/// The columns of [`push`].
+pub(super) const fn target(operation: &'static str) -> Target {
+    Target {
+        statement: COPY,
+        columns: 23,
+        operation,
+    }
+}
 
-pub(super) const COPY: &str = "copy kanchi.task (retention_days, task_id, state, mark, name, queue, queue_inferred,
+const COPY: &str = "copy kanchi.task (retention_days, task_id, state, mark, name, queue, queue_inferred,
     worker, retries, root_id, parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args,
     kwargs, result, exception, facts) from stdin (format binary)";
 
-pub(super) fn rows(expected_bytes: usize) -> CopyRows {
-    CopyRows::new(COLUMNS, expected_bytes)
-}
-
-/// Adds one row, in the order of [`COPY`].
-pub(super) fn push(rows: &mut CopyRows, task_id: &str, facts: &[u8], row: &TaskRow, retention: RetentionPolicy) {
+/// Fills one row.
+pub(super) fn push(row_of: &mut Rows, task_id: &str, facts: &[u8], row: &TaskRow, retention: RetentionPolicy) {
     let class = match row.outcome() {
         Some(OutcomeClass::Succeeded) => retention.succeeded,
         Some(OutcomeClass::Failed) | None => retention.failed,
     };
-    rows.row()
+    row_of
         .int2(i16::try_from(class.days()).unwrap_or(i16::MAX))
         .text(task_id)
         .text(row.state.as_str())

@@ -11,7 +11,7 @@ use crate::error::{During, Result};
 use crate::model::{GapRow, Heartbeat, LiveTask, QueueRow, WorkerRow};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
-use crate::writer::copy::clamped;
+use crate::writer::copy::{Copying, clamped};
 use crate::writer::{commit, history, json};
 
 /// Tasks that one call of [`StoreReporter::settle`] moves at most: some 10 MB, some tens of milliseconds.
@@ -332,7 +332,7 @@ async fn settle(
         0
     };
     join_history(connection, &mut leaving).await?;
-    let mut rows = history::rows(leaving.len() * 1024);
+    let mut copying = Copying::new(connection, history::target(OPERATION));
     let mut back = Vec::new();
     for task in leaving {
         let mut row = task.facts.project_at(now);
@@ -344,7 +344,7 @@ async fn settle(
         if row.is_final() {
             settled.moved += 1;
             settled.merged += u64::from(task.merged);
-            history::push(&mut rows, &task.task_id, &facts, &row, retention);
+            history::push(copying.row().await?, &task.task_id, &facts, &row, retention);
         } else {
             // The facts of both say that it is running again, or this clock is behind the server's.
             back.push(LiveTask {
@@ -355,7 +355,7 @@ async fn settle(
             });
         }
     }
-    commit::copy(connection, history::COPY, rows).await?;
+    copying.finish().await?;
     commit::merge(connection, &back.iter().collect::<Vec<_>>()).await?;
     connection.execute("commit").await.during(OPERATION)?;
     settled.more = (settled.more && settled.moved > 0) || unchecked == SETTLE_AT_ONCE;

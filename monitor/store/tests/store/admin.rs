@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kanchi_domain::UnixMicros;
 use kanchi_store::{
-    Batch, Deleted, ErrorKind, GapRow, Heartbeat, MinuteStat, QueueRow, RetentionClass, RetentionPolicy, StoreAdmin,
+    ErrorKind, GapRow, Heartbeat, MinuteStat, Purge, Purged, QueueRow, RetentionClass, RetentionPolicy, StoreAdmin,
     StoreUrl, StoreWriter, TopQueue,
 };
 use kanchi_test_servers::postgres::Postgres;
@@ -106,9 +106,10 @@ async fn a_changed_retention_is_kept_and_applies_to_new_rows() {
     };
     world.admin.set_retention(m.key, policy).await.unwrap();
     assert_eq!(world.sql("select events_days from kanchi.broker"), "90");
-    let one = || Batch {
-        chunks: vec![chunk(ID, &[received(ID, 0)])],
-        ..batch(m.epoch, vec![])
+    let one = || {
+        let mut one = batch(m.epoch, vec![]);
+        one.head.chunks = vec![chunk(ID, &[received(ID, 0)])];
+        one
     };
     m.writer.commit(&one()).await.unwrap();
     m.writer.reconfigure(&m.url, policy);
@@ -125,20 +126,24 @@ async fn partitions_are_made_ahead_and_dropped_when_their_class_is_over() {
     let mut m = world.monitor("orders").await;
     // Before the first upkeep rows fall into the default partitions, and move over.
     let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
-    let store = |epoch| Batch {
-        chunks: vec![chunk(ID, &whole)],
-        ..batch(epoch, vec![live(ID, &whole, false)])
+    let store = |epoch| {
+        let mut one = batch(epoch, vec![live(ID, &whole, false)]);
+        one.head.chunks = vec![chunk(ID, &whole)];
+        one
     };
     m.writer.commit(&store(m.epoch)).await.unwrap();
     assert_eq!(
         world.sql("select tableoid::regclass from kanchi.event_chunk"),
         "kanchi.event_chunk_7_default"
     );
+    assert_eq!(world.admin.last_upkeep().await.unwrap(), None);
     let done = world.admin.upkeep(now()).await.unwrap();
     assert!(
         done.created > 50 && done.dropped == 0 && done.postponed == 0,
         "{done:?}"
     );
+    let (age, kept) = world.admin.last_upkeep().await.unwrap().unwrap();
+    assert!(kept == done && age < Duration::from_mins(1), "{kept:?} {age:?}");
     let day = world.sql("select to_char(now() at time zone 'UTC', 'YYYYMMDD')");
     assert_eq!(
         world.sql("select tableoid::regclass from kanchi.event_chunk"),
@@ -152,8 +157,14 @@ async fn partitions_are_made_ahead_and_dropped_when_their_class_is_over() {
 
     world.admin.upkeep(days_from_now(6)).await.unwrap();
     assert_eq!(world.sql("select count(*) from kanchi.event_chunk"), "1");
+    let expiring = world.admin.expiring(days_from_now(9)).await.unwrap();
+    let events = format!("event_chunk_7_{day}");
+    assert!(
+        expiring.iter().any(|one| one.partition == events && one.bytes > 0),
+        "{expiring:?}"
+    );
     let done = world.admin.upkeep(days_from_now(9)).await.unwrap();
-    assert!(done.dropped > 0, "{done:?}");
+    assert_eq!(done.dropped, expiring.len() as u64, "what was foretold");
     assert_eq!(
         world.sql("select count(*) from kanchi.event_chunk"),
         "0",
@@ -175,10 +186,8 @@ async fn what_was_stored_while_nobody_kept_partitions_is_dropped_in_its_time() {
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
     let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
-    let batch = Batch {
-        chunks: vec![chunk(ID, &whole)],
-        ..batch(m.epoch, vec![live(ID, &whole, false)])
-    };
+    let mut batch = batch(m.epoch, vec![live(ID, &whole, false)]);
+    batch.head.chunks = vec![chunk(ID, &whole)];
     m.writer.commit(&batch).await.unwrap();
     let counts = "select (select count(*) from kanchi.event_chunk), (select count(*) from kanchi.task)";
     world.admin.upkeep(days_from_now(6)).await.unwrap();
@@ -329,13 +338,9 @@ async fn the_last_hour_is_counted() {
         stat("retried", 2, 1),
         stat("received", 2, 50),
     ];
-    m.writer
-        .commit(&Batch {
-            statistics,
-            ..batch(m.epoch, vec![])
-        })
-        .await
-        .unwrap();
+    let mut one = batch(m.epoch, vec![]);
+    one.changes.statistics = statistics;
+    m.writer.commit(&one).await.unwrap();
     let counts = world.admin.last_hour(now()).await.unwrap()[&m.key];
     assert_eq!((counts.succeeded, counts.failed, counts.retried), (7, 3, 1));
 }
@@ -351,31 +356,32 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
             m.epoch,
             vec![live(ID, &whole, false), live(OTHER, &[received(OTHER, 0)], false)],
         );
-        one.chunks = vec![chunk(ID, &whole)];
+        one.head.chunks = vec![chunk(ID, &whole)];
         m.writer.commit(&one).await.unwrap();
         m.reporter.heartbeat(&Heartbeat::default()).await.unwrap();
     }
-    let partly = world
-        .admin
-        .delete_broker_history(gone.key, Duration::ZERO)
-        .await
-        .unwrap();
-    assert_eq!(partly, Deleted::Partly);
-    let all = world
-        .admin
-        .delete_broker_history(gone.key, Duration::from_mins(1))
-        .await
-        .unwrap();
-    assert_eq!(all, Deleted::All);
-    for table in [
-        "event_chunk",
-        "task_live",
-        "task",
-        "batch",
-        "heartbeat",
-        "writer",
-        "broker",
-    ] {
+    world.admin.order_purge(gone.key).await.unwrap();
+    let error = gone.writer.commit(&batch(gone.epoch, vec![])).await.unwrap_err();
+    assert!(
+        matches!(
+            error.kind(),
+            ErrorKind::StaleEpoch | ErrorKind::Forbidden | ErrorKind::Unreachable
+        ),
+        "{error}"
+    );
+    let again = world.admin.ensure_broker(&spec("gone")).await.unwrap();
+    assert_ne!(again, gone.key, "the name is free at once, with an empty history");
+    assert_eq!(world.admin.purges_pending().await.unwrap(), 1);
+    let mut resting = Purge::new(world.admin.clone(), Duration::from_hours(1));
+    assert_eq!(resting.step().await.unwrap(), Purged::Nothing);
+    let purge = Purge::new(world.admin.clone(), Duration::ZERO);
+    assert_eq!(finished(purge).await, 1 + 2);
+    assert_eq!(world.admin.purges_pending().await.unwrap(), 0);
+    assert_eq!(
+        world.sql("select array_agg(broker_id order by broker_id) from kanchi.broker"),
+        format!("{{{},{}}}", stays.key.0, again.0)
+    );
+    for table in ["event_chunk", "task_live", "task", "batch", "heartbeat", "writer"] {
         assert_eq!(
             world.sql(&format!("select distinct broker_id from kanchi.{table}")),
             stays.key.0.to_string(),
@@ -389,6 +395,43 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
         )),
         "0"
     );
-    let again = world.admin.ensure_broker(&spec("gone")).await.unwrap();
-    assert_ne!(again, gone.key, "keys are never used twice");
+}
+
+/// Goes on with a reading that is for one broker; returns how many rows went.
+async fn finished(mut purge: Purge) -> u64 {
+    let mut gone = 0;
+    loop {
+        let done = purge.step().await.unwrap();
+        let Purged::Some { rows } = done else {
+            assert_eq!(done, Purged::Brokers { count: 1 });
+            return gone;
+        };
+        gone += rows;
+    }
+}
+
+/// A day's rows that no upkeep had prepared for are moved into a new partition while a purge is under way: it reads that
+/// one, too. And a partition whose retention ends meanwhile is nothing to fail at.
+#[tokio::test]
+async fn a_purge_meets_partitions_that_come_and_go() {
+    let world = World::new().await;
+    let mut gone = world.monitor("gone").await;
+    let mut one = batch(gone.epoch, vec![]);
+    one.head.chunks = vec![chunk(ID, &[received(ID, 0)])];
+    gone.writer.commit(&one).await.unwrap();
+    world.admin.order_purge(gone.key).await.unwrap();
+    let mut purge = Purge::new(world.admin.clone(), Duration::ZERO);
+    purge.step().await.unwrap();
+    let leaf = world.sql("select tableoid::regclass from kanchi.event_chunk");
+    let bounds = world.sql(&format!(
+        "select pg_get_expr(relpartbound, oid) from pg_class where oid = '{leaf}'::regclass"
+    ));
+    world.sql(&format!(
+        "create table kanchi.event_chunk_late (like {leaf} including all);
+         insert into kanchi.event_chunk_late select * from {leaf};
+         drop table {leaf};
+         alter table kanchi.event_chunk_7 attach partition kanchi.event_chunk_late {bounds}"
+    ));
+    assert_eq!(finished(purge).await, 1);
+    assert_eq!(world.sql("select count(*) from kanchi.event_chunk"), "0");
 }

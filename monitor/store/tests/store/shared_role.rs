@@ -1,6 +1,6 @@
 //! One role for all monitors, where the store's user may not create roles.
 
-use kanchi_store::{BrokerKey, Deleted, ErrorKind, RetentionPolicy, RoleMode, SharedRole, StoreUrl, StoreWriter};
+use kanchi_store::{BrokerKey, ErrorKind, Purge, Purged, RetentionPolicy, RoleMode, SharedRole, StoreUrl, StoreWriter};
 
 use crate::world::{PASSWORD, World, batch, chunk, live, now, received, spec};
 
@@ -52,9 +52,9 @@ async fn a_shared_role_writes_and_reads_the_broker_that_its_connection_says() {
     assert_eq!((a.url.role(), b.url.role()), (NAME, NAME));
     for (monitor, events) in [(&mut a, 1), (&mut b, 2)] {
         let mut whole = batch(monitor.epoch, vec![live(ID, &[received(ID, 0)], false)]);
-        whole.chunks = (0..events).map(|at| chunk(ID, &[received(ID, at)])).collect();
+        whole.head.chunks = (0..events).map(|at| chunk(ID, &[received(ID, at)])).collect();
         monitor.writer.commit(&whole).await.unwrap();
-        assert!(monitor.writer.was_committed(whole.id).await.unwrap());
+        assert!(monitor.writer.was_committed(whole.head.id).await.unwrap());
         assert_eq!(monitor.writer.load_facts(&[ID]).await.unwrap().len(), 1);
         assert!(monitor.reporter.last_commit_at().await.unwrap() > Some(now_less_a_minute()));
     }
@@ -182,11 +182,9 @@ async fn a_broker_that_goes_leaves_the_shared_role_to_the_others() {
     assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
     stays.writer.commit(&batch(stays.epoch, vec![])).await.unwrap();
 
-    let deleted = world
-        .admin
-        .delete_broker_history(gone.key, std::time::Duration::from_mins(1))
-        .await;
-    assert_eq!(deleted.unwrap(), Deleted::All);
+    world.admin.order_purge(gone.key).await.unwrap();
+    let mut purge = Purge::new(world.admin.clone(), std::time::Duration::ZERO);
+    while !matches!(purge.step().await.unwrap(), Purged::Brokers { .. }) {}
     assert_eq!(world.sql(role), before, "nobody touched the role");
     stays.writer.commit(&batch(stays.epoch, vec![])).await.unwrap();
 

@@ -1,6 +1,6 @@
 //! Who may touch what: a monitor's role in the hands of a thief.
 
-use kanchi_store::{Batch, DeadLetter, GapRow, Heartbeat, MinuteStat, QueueRow, UnixMicros, WorkerRow};
+use kanchi_store::{DeadLetter, GapRow, Heartbeat, MinuteStat, QueueRow, UnixMicros, WorkerRow};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
@@ -21,11 +21,11 @@ async fn fill(m: &mut Monitor) {
             live(DONE, &[received(DONE, 0), started(DONE, 1), succeeded(DONE, 2)], false),
         ],
     );
-    for task in &mut whole.tasks {
+    for task in &mut whole.changes.tasks {
         task.row.name = Some(CANARY.into());
     }
-    whole.digests = vec![7];
-    whole.chunks = vec![chunk(LIVE, &[received(LIVE, 0)])];
+    whole.head.digests = vec![7];
+    whole.head.chunks = vec![chunk(LIVE, &[received(LIVE, 0)])];
     let worker = WorkerRow {
         hostname: CANARY.into(),
         pid: None,
@@ -41,7 +41,7 @@ async fn fill(m: &mut Monitor) {
         last_event_at: now(),
         last_heartbeat_at: None,
     };
-    whole.statistics = vec![MinuteStat {
+    whole.changes.statistics = vec![MinuteStat {
         minute: now(),
         task_name: CANARY.into(),
         transition: "succeeded".into(),
@@ -49,14 +49,14 @@ async fn fill(m: &mut Monitor) {
         runtime_sum: 0.0,
         runtime_max: 0.0,
     }];
-    whole.gaps = vec![GapRow {
+    whole.head.gaps = vec![GapRow {
         id: Uuid::new_v4(),
         from: now(),
         to: None,
         cause: CANARY.into(),
         estimated_events: None,
     }];
-    whole.dead_letters = vec![DeadLetter {
+    whole.head.dead_letters = vec![DeadLetter {
         arrived: now(),
         reason: CANARY.into(),
         detail: CANARY.into(),
@@ -393,12 +393,10 @@ async fn batches_of_two_brokers_with_the_same_ids_do_not_meet() {
     let world = World::new().await;
     let mut a = world.monitor("a").await;
     let mut b = world.monitor("b").await;
-    let one = Batch {
-        id: Uuid::from_u128(1),
-        ..batch(a.epoch, vec![live(LIVE, &[received(LIVE, 0)], false)])
-    };
+    let mut one = batch(a.epoch, vec![live(LIVE, &[received(LIVE, 0)], false)]);
+    one.head.id = Uuid::from_u128(1);
     a.writer.commit(&one).await.unwrap();
-    assert!(!b.writer.was_committed(one.id).await.unwrap());
+    assert!(!b.writer.was_committed(one.head.id).await.unwrap());
     b.writer.commit(&one).await.unwrap();
     assert_eq!(world.sql("select count(*) from kanchi.task_live"), "2");
     assert_eq!(a.reporter.previous().await.unwrap().event_queue, None);

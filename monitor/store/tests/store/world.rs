@@ -174,10 +174,9 @@ pub(crate) fn chunk(task_id: &str, events: &[kanchi_domain::Event]) -> EventChun
 }
 
 pub(crate) fn batch(epoch: Epoch, tasks: Vec<LiveTask>) -> Batch {
-    Batch {
-        id: Uuid::new_v4(),
-        epoch,
-        tasks,
-        ..Batch::default()
-    }
+    let mut batch = Batch::default();
+    batch.head.id = Uuid::new_v4();
+    batch.head.epoch = epoch;
+    batch.changes.tasks = tasks;
+    batch
 }

@@ -2,7 +2,7 @@
 
 use kanchi_domain::{TaskState, UnixMicros};
 use kanchi_store::{
-    Batch, DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, RetentionPolicy,
+    DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, RetentionPolicy,
     StoreReporter, StoreUrl, StoreWriter, WorkerRow,
 };
 use uuid::Uuid;
@@ -53,14 +53,14 @@ async fn a_task_goes_from_live_to_history_with_its_events() {
     let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
 
     let mut first = batch(m.epoch, vec![live(ID, &begun, false)]);
-    first.chunks = vec![chunk(ID, &begun)];
+    first.head.chunks = vec![chunk(ID, &begun)];
     m.writer.commit(&first).await.unwrap();
     let facts = m.writer.load_facts(&[ID, OTHER]).await.unwrap();
-    assert_eq!(facts.get(ID).map(Vec::as_slice), Some(&*first.tasks[0].facts));
+    assert_eq!(facts.get(ID).map(Vec::as_slice), Some(&*first.changes.tasks[0].facts));
     assert_eq!(facts.len(), 1);
 
     let mut second = batch(m.epoch, vec![live(ID, &whole, true)]);
-    second.chunks = vec![chunk(ID, &whole[2..])];
+    second.head.chunks = vec![chunk(ID, &whole[2..])];
     m.writer.commit(&second).await.unwrap();
     let mut reader = world.reader().await;
     let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
@@ -75,7 +75,7 @@ async fn a_task_goes_from_live_to_history_with_its_events() {
     assert_eq!((settled.moved, settled.merged, settled.more), (1, 0, false));
     let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
     assert_eq!((task.live, task.settled_rows), (false, 1));
-    assert_eq!(task.row, second.tasks[0].row);
+    assert_eq!(task.row, second.changes.tasks[0].row);
     assert_eq!(reader.events(m.key.0, ID).await.unwrap().len(), 2);
     assert_eq!(
         reader.count_by_state(m.key.0).await.unwrap(),
@@ -188,27 +188,27 @@ async fn a_batch_is_stored_once_and_wholly() {
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
     let mut whole = batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]);
-    whole.digests = vec![1, u128::MAX];
-    whole.chunks = vec![chunk(ID, &[received(ID, 0)])];
-    whole.workers = vec![worker("celery@worker", 5)];
-    whole.statistics = vec![stat(2)];
-    whole.gaps = vec![GapRow {
+    whole.head.digests = vec![1, u128::MAX];
+    whole.head.chunks = vec![chunk(ID, &[received(ID, 0)])];
+    whole.head.workers = vec![worker("celery@worker", 5)];
+    whole.changes.statistics = vec![stat(2)];
+    whole.head.gaps = vec![GapRow {
         id: Uuid::new_v4(),
         from: seconds(0),
         to: None,
         cause: "BrokerRestart".into(),
         estimated_events: Some(5),
     }];
-    whole.dead_letters = vec![DeadLetter {
+    whole.head.dead_letters = vec![DeadLetter {
         arrived: now(),
         reason: "Pickle".into(),
         detail: "no\0".into(),
         sample: vec![0, 255],
     }];
-    assert!(!m.writer.was_committed(whole.id).await.unwrap());
+    assert!(!m.writer.was_committed(whole.head.id).await.unwrap());
     m.writer.commit(&whole).await.unwrap();
     m.writer.commit(&whole).await.unwrap();
-    assert!(m.writer.was_committed(whole.id).await.unwrap());
+    assert!(m.writer.was_committed(whole.head.id).await.unwrap());
     assert_eq!(m.writer.recent_digests().await.unwrap(), [1, u128::MAX].into());
     for table in [
         "event_chunk",
@@ -230,7 +230,7 @@ async fn a_batch_is_stored_once_and_wholly() {
         "Pickle|no\u{fffd}|\\x00ff"
     );
     let open = m.reporter.open_gaps().await.unwrap();
-    assert_eq!(open, whole.gaps);
+    assert_eq!(open, whole.head.gaps);
     m.reporter
         .save_gap(&GapRow {
             to: Some(seconds(3)),
@@ -240,11 +240,8 @@ async fn a_batch_is_stored_once_and_wholly() {
         .unwrap();
     assert!(m.reporter.open_gaps().await.unwrap().is_empty());
 
-    let again = Batch {
-        id: Uuid::new_v4(),
-        statistics: vec![stat(3), stat(1)],
-        ..batch(m.epoch, vec![])
-    };
+    let mut again = batch(m.epoch, vec![]);
+    again.changes.statistics = vec![stat(3), stat(1)];
     m.writer.commit(&again).await.unwrap();
     assert_eq!(
         world.sql("select count, runtime_sum, runtime_max from kanchi.task_statistic"),
@@ -257,14 +254,14 @@ async fn a_batch_that_postgres_refuses_leaves_nothing_and_the_next_one_goes_on()
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
     let mut bad = batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]);
-    bad.tasks.push(LiveTask {
+    bad.changes.tasks.push(LiveTask {
         task_id: "nul\0".into(),
-        ..bad.tasks[0].clone()
+        ..bad.changes.tasks[0].clone()
     });
     let error = m.writer.commit(&bad).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Data, "{error}");
     assert_eq!(world.sql("select count(*) from kanchi.batch"), "0");
-    bad.tasks.pop();
+    bad.changes.tasks.pop();
     m.writer.commit(&bad).await.unwrap();
     assert_eq!(world.sql("select task_id from kanchi.task_live"), ID);
 }
@@ -316,7 +313,7 @@ async fn an_outage_is_named_and_over_when_the_server_is_back() {
         ErrorKind::Unreachable
     );
     world.server.start().unwrap();
-    assert!(!m.writer.was_committed(one.id).await.unwrap());
+    assert!(!m.writer.was_committed(one.head.id).await.unwrap());
     m.writer.commit(&one).await.unwrap();
     m.reporter.heartbeat(&Heartbeat::default()).await.unwrap();
 }
@@ -348,13 +345,9 @@ async fn digests_are_kept_by_count_and_batches_pruned() {
     let mut m = world.monitor("orders").await;
     for number in 0..70u128 {
         let digests = (0..8192).map(|n| number << 64 | n).collect();
-        m.writer
-            .commit(&Batch {
-                digests,
-                ..batch(m.epoch, vec![])
-            })
-            .await
-            .unwrap();
+        let mut one = batch(m.epoch, vec![]);
+        one.head.digests = digests;
+        m.writer.commit(&one).await.unwrap();
     }
     let kept = m.writer.recent_digests().await.unwrap();
     assert!(kept.contains(&(69 << 64)) && !kept.contains(&1), "the newest are kept");
@@ -375,13 +368,9 @@ async fn dead_letters_are_bounded() {
             sample: vec![7; 9000],
         };
         let dead_letters = (0..600).map(letter).collect();
-        m.writer
-            .commit(&Batch {
-                dead_letters,
-                ..batch(m.epoch, vec![])
-            })
-            .await
-            .unwrap();
+        let mut one = batch(m.epoch, vec![]);
+        one.head.dead_letters = dead_letters;
+        m.writer.commit(&one).await.unwrap();
     }
     let kept = world.sql("select count(*), max(length(sample)), max(length(detail)) from kanchi.dead_letter");
     assert_eq!(kept, "1000|4096|1024");
@@ -459,20 +448,20 @@ async fn times_and_texts_at_the_edge_are_stored() {
     let mut m = world.monitor("orders").await;
     let mut edge = batch(m.epoch, vec![]);
     for at in [i64::MIN, 0, i64::MAX] {
-        edge.chunks.push(EventChunk {
+        edge.head.chunks.push(EventChunk {
             task_id: None,
             first_at: UnixMicros(at),
             count: u16::MAX,
             events: b"[]".to_vec(),
         });
-        edge.statistics.push(MinuteStat {
+        edge.changes.statistics.push(MinuteStat {
             minute: UnixMicros(at),
             task_name: "n".repeat(10_000),
             runtime_sum: f64::NAN,
             ..stat(1)
         });
     }
-    edge.workers = vec![worker(&"h".repeat(10_000), 0)];
+    edge.head.workers = vec![worker(&"h".repeat(10_000), 0)];
     m.writer.commit(&edge).await.unwrap();
     assert_eq!(world.sql("select count(*) from kanchi.event_chunk"), "3");
 }

@@ -153,6 +153,8 @@ mod tests {
             link: LinkState::Up,
             reports: [(BrokerKey(1), report)].into(),
             hours: HashMap::new(),
+            purges_pending: 0,
+            upkeep: None,
             taken: Instant::now(),
         }
     }

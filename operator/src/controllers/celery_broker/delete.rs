@@ -1,4 +1,5 @@
-//! Deletion under `reclaimPolicy: Delete`: the history first, within a deadline, then the CeleryBroker.
+//! Deletion under `reclaimPolicy: Delete`: the order to delete the history is committed, then the CeleryBroker goes. The
+//! rows follow later, in small steps: a large history holds up neither a resource nor a namespace.
 //!
 //! It needs neither the Secret nor the broker nor a readable spec, all of which may be gone already. Past the deadline
 //! it lets go, so that a namespace is never held up by a store that is away.
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kanchi_crds::HISTORY_FINALIZER;
-use kanchi_store::{BrokerKey, Deleted};
+use kanchi_store::BrokerKey;
 
 use super::live::Live;
 use super::{apply, finalizer};
@@ -20,13 +21,7 @@ use crate::store_link::{self, REQUEST_LIMIT, bounded};
 /// From the request to delete until the CeleryBroker is let go in any case. With a namespace's own minute in mind.
 pub const DEADLINE: Duration = Duration::from_secs(40);
 
-/// The store may answer so much later than it was given time for.
-const SLACK: Duration = Duration::from_secs(5);
-
-/// One pass deletes for so long at most.
-const SLICE: Duration = Duration::from_secs(10);
-
-/// The history could not be deleted yet.
+/// The order could not be given yet.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused or was away.
@@ -36,60 +31,52 @@ pub enum Error {
     #[error("{0}")]
     Stop(#[source] apply::Error),
     /// The store was away.
-    #[error("failed to delete the history: {0}")]
+    #[error("failed to order the end of the history: {0}")]
     Store(#[source] store_link::Error),
 }
 
-/// What one pass came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// The CeleryBroker is let go.
-    Gone,
-    /// More is to be deleted: at once again.
-    More,
-}
-
-/// Deletes, or goes on deleting.
-pub async fn delete(context: &Context, live: &Live) -> Result<Progress, Error> {
+/// Orders the purge and lets the CeleryBroker go.
+pub async fn delete(context: &Context, live: &Live) -> Result<(), Error> {
     if !live.has_finalizer(HISTORY_FINALIZER) {
-        return Ok(Progress::Gone);
+        return Ok(());
     }
     let outcome = match remaining(live, Timestamp::now()) {
-        Some(remaining) => history(context, live, remaining).await,
+        Some(remaining) => order_purge(context, live, remaining).await,
         None => Err(Error::Store(store_link::Error::Down(
             "the deadline has passed".to_owned(),
         ))),
     };
-    let note = match outcome {
-        Ok(Deleted::Partly) => return Ok(Progress::More),
-        Ok(Deleted::All) => {
-            let note = "the history was deleted".to_owned();
-            context.events.tell(&live.reference(), Fact::HistoryDeleted, note).await;
-            None
+    match outcome {
+        Ok(()) => {
+            let note = "the history is being deleted in the background".to_owned();
+            context
+                .events
+                .tell(&live.reference(), Fact::HistoryPurgeOrdered, note)
+                .await;
         }
         Err(error) if remaining(live, Timestamp::now()).is_some() => return Err(error),
-        Err(error) => Some(chain(&error)),
-    };
-    if let Some(why) = note {
-        let limit = DEADLINE.as_secs();
-        let note =
-            format!("the history could not be deleted within {limit} s and stays until its retention ends: {why}");
-        tracing::warn!(
-            broker.namespace = live.metadata.namespace.as_deref().unwrap_or_default(),
-            broker.name = live.metadata.name.as_deref().unwrap_or_default(),
-            error = why,
-            "history not deleted, letting go"
-        );
-        context
-            .events
-            .tell(&live.reference(), Fact::HistoryNotDeleted, note)
-            .await;
+        Err(error) => let_go(context, live, &chain(&error)).await,
     }
-    finalizer::remove(context, live).await.map_err(Error::Api)?;
-    Ok(Progress::Gone)
+    finalizer::remove(context, live).await.map_err(Error::Api)
 }
 
-async fn history(context: &Context, live: &Live, remaining: Duration) -> Result<Deleted, Error> {
+/// Says that the history stays.
+async fn let_go(context: &Context, live: &Live, why: &str) {
+    let limit = DEADLINE.as_secs();
+    let note = format!("the history could not be deleted within {limit} s and stays until its retention ends: {why}");
+    tracing::warn!(
+        broker.namespace = live.metadata.namespace.as_deref().unwrap_or_default(),
+        broker.name = live.metadata.name.as_deref().unwrap_or_default(),
+        error = why,
+        "history not deleted, letting go"
+    );
+    context
+        .events
+        .tell(&live.reference(), Fact::HistoryNotDeleted, note)
+        .await;
+}
+
+async fn order_purge(context: &Context, live: &Live, remaining: Duration) -> Result<(), Error> {
     let namespace = live.metadata.namespace.as_deref().unwrap_or_default();
     let name = live.metadata.name.as_deref().unwrap_or_default();
     apply::withdraw(context, namespace, name, live.uid())
@@ -98,20 +85,11 @@ async fn history(context: &Context, live: &Live, remaining: Duration) -> Result<
     let remembered = context.memory.with(live.uid(), |object| object.key);
     // A broker that never got a key has no history.
     let Some(key) = remembered.or(live.status.store_key.map(BrokerKey)) else {
-        return Ok(Deleted::All);
+        return Ok(());
     };
     let (admin, _) = context.store.admin().map_err(Error::Store)?;
-    // The monitor may run for some seconds more: it must not write what is being deleted.
-    bounded(
-        "retire the broker",
-        REQUEST_LIMIT.min(remaining),
-        admin.retire_broker(key),
-    )
-    .await
-    .map_err(Error::Store)?;
-    let slice = SLICE.min(remaining);
-    let deleting = admin.delete_broker_history(key, slice);
-    bounded("delete the history", slice + SLACK, deleting)
+    let ordering = admin.order_purge(key);
+    bounded("order the purge", REQUEST_LIMIT.min(remaining), ordering)
         .await
         .map_err(Error::Store)
 }
@@ -156,6 +134,6 @@ mod tests {
         assert_eq!(remaining(&live, at(-5)), Some(DEADLINE), "a clock that is behind");
         assert_eq!(remaining(&live, at(30)), Some(Duration::from_secs(10)));
         assert_eq!(remaining(&live, at(40)), None);
-        assert!(DEADLINE + SLICE < Duration::from_mins(1));
+        assert!(DEADLINE + REQUEST_LIMIT < Duration::from_mins(1));
     }
 }

@@ -269,7 +269,7 @@ impl Facts {
 
     fn ready(&self, previous: &CeleryBrokerStatus) -> Verdict {
         if self.deleting {
-            return Verdict::no(Reason::Deleting, "the history is being deleted");
+            return Verdict::no(Reason::Deleting, "the end of the history is being ordered");
         }
         if self.paused {
             let text = "the annotation kanchi.io/paused keeps the operator from changing anything";

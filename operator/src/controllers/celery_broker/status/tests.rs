@@ -53,6 +53,8 @@ fn world(link: LinkState, heartbeat: Option<Heartbeat>, age: u64) -> World {
         link,
         reports: [(BrokerKey(7), report)].into(),
         hours: HashMap::new(),
+        purges_pending: 0,
+        upkeep: None,
         taken: Instant::now(),
     }
 }
