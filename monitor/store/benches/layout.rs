@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 
 const TASKS: usize = 50_000;
 const EVENTS_PER_TASK: usize = 4;
@@ -74,7 +74,7 @@ async fn run() -> anyhow::Result<()> {
 
 impl Bench {
     async fn sql(&mut self, sql: &str) -> anyhow::Result<()> {
-        self.connection.execute(AssertSqlSafe(sql.to_owned())).await?;
+        self.connection.execute(sql).await?;
         Ok(())
     }
 
@@ -449,7 +449,7 @@ async fn live_case(
     for (batch, line) in prepared.iter().zip(&lines) {
         match variant {
             "unnest" => {
-                let mut query = sqlx::query(AssertSqlSafe(insert.clone()));
+                let mut query = sqlx::query(&insert);
                 for array in batch {
                     query = query.bind(array);
                 }
@@ -466,7 +466,7 @@ async fn live_case(
                             .into()
                     })
                     .collect();
-                sqlx::query(AssertSqlSafe(insert.clone()))
+                sqlx::query(&insert)
                     .bind(serde_json::Value::from(rows))
                     .execute(&mut bench.connection)
                     .await?;

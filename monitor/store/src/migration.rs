@@ -1,6 +1,6 @@
 //! Numbered migrations: applied in order, each in one transaction, never edited after release, expand only.
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, Executor, PgConnection, Row};
 
 use crate::admin::{SharedRole, grant_migrated};
 use crate::error::{During, Error, ErrorKind, Result};
@@ -119,9 +119,7 @@ async fn check_server(connection: &mut PgConnection) -> Result<()> {
 async fn bootstrap(connection: &mut PgConnection) -> Result<()> {
     let mut attempts = 0;
     loop {
-        let done = connection
-            .execute(AssertSqlSafe(include_str!("sql/bootstrap.sql")))
-            .await;
+        let done = connection.execute(include_str!("sql/bootstrap.sql")).await;
         match done {
             Ok(_) => return Ok(()),
             Err(error) if attempts < 5 && is_collision(&error) => attempts += 1,

@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 
 use crate::admin::{BrokerKey, StoreAdmin};
 use crate::error::{During, ErrorKind, Result};
@@ -188,7 +188,7 @@ impl StoreAdmin {
             reading.page,
             reading.page + reading.pages
         );
-        let deleting = sqlx::query(AssertSqlSafe(statement)).bind(&reading.brokers);
+        let deleting = sqlx::query(&statement).bind(&reading.brokers).persistent(false);
         match deleting.execute(&self.pool).await.during(OPERATION) {
             Ok(done) => Ok(done.rows_affected()),
             // Dropped meanwhile: its retention was over.

@@ -1,6 +1,6 @@
 //! Database roles of monitors: one per broker, made and rotated here.
 
-use sqlx::{AssertSqlSafe, Executor, Row};
+use sqlx::{Executor, Row};
 
 use crate::admin::{BrokerKey, StoreAdmin, shared};
 use crate::error::{During, Error, ErrorKind, Result};
@@ -83,7 +83,7 @@ impl StoreAdmin {
             "{verb} role {role} login inherit connection limit {CONNECTION_LIMIT} password '{verifier}';
              grant \"{group}\" to {role}"
         );
-        transaction.execute(AssertSqlSafe(statement)).await.during(OPERATION)?;
+        transaction.execute(statement.as_str()).await.during(OPERATION)?;
         transaction.commit().await.during(OPERATION)?;
         Ok(RoleMode::Own)
     }
@@ -124,14 +124,14 @@ impl StoreAdmin {
         }
         let role = key.role();
         self.pool
-            .execute(AssertSqlSafe(format!("alter role {role} nologin")))
+            .execute(format!("alter role {role} nologin").as_str())
             .await
             .during(OPERATION)?;
         // Ending sessions needs membership; a role without login whose last session lingers can do no lasting harm.
         let statement = format!(
             "grant {role} to current_user; select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'"
         );
-        if let Err(error) = self.pool.execute(AssertSqlSafe(statement)).await {
+        if let Err(error) = self.pool.execute(statement.as_str()).await {
             tracing::warn!(%error, role, "sessions of a retired broker were not ended");
         }
         Ok(())
@@ -140,10 +140,7 @@ impl StoreAdmin {
     pub(super) async fn drop_role(&self, key: BrokerKey) -> Result<()> {
         if self.role_exists(key).await? {
             let statement = format!("drop role {}", key.role());
-            self.pool
-                .execute(AssertSqlSafe(statement))
-                .await
-                .during("drop a role")?;
+            self.pool.execute(statement.as_str()).await.during("drop a role")?;
         }
         Ok(())
     }

@@ -398,10 +398,7 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
     leaving.sort_by(|a, b| a.task_id.cmp(&b.task_id));
     for (ids, since) in by_age(leaving) {
         let sql = format!("select task_id, facts, queue, queue_inferred from kanchi.take_history($1, {since})");
-        let taken = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(ids)
-            .fetch_all(&mut *connection)
-            .await;
+        let taken = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
         for row in taken.during(OPERATION)? {
             let old = leaving_of_history(&row);
             let Ok(index) = leaving.binary_search_by(|task| task.task_id.as_str().cmp(&old.task_id)) else {
@@ -456,10 +453,7 @@ async fn take_archived(
     let mut archived: Vec<String> = Vec::new();
     for (ids, since) in by_age(&unchecked) {
         let sql = format!("select kanchi.archived($1, {since})");
-        let found = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(ids)
-            .fetch_all(&mut *connection)
-            .await;
+        let found = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
         archived.extend(found.during(OPERATION)?.iter().map(|row| row.get::<String, _>(0)));
     }
     if !archived.is_empty() {
