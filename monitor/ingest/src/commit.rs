@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::backoff::Backoff;
-use crate::decoder::Filled;
+use crate::decoder::{Filled, Turn};
 use crate::digests::Digests;
 use crate::prepare::Prepared;
 use crate::reduce::{self, Reduced, Reducer};
@@ -100,16 +100,17 @@ impl Committer {
     }
 
     /// Stores what comes in until the channel closes or waiting is given up.
-    pub async fn run(mut self, mut batches: mpsc::Receiver<Filled>) -> Result<(), Error> {
+    pub async fn run(mut self, mut batches: mpsc::Receiver<(Filled, Turn)>) -> Result<(), Error> {
         // The epoch is taken at once: an older process must not go on beside us until our first event.
         if self.connected().await?.is_none() {
             return Ok(());
         }
-        while let Some(filled) = batches.recv().await {
+        while let Some((filled, turn)) = batches.recv().await {
             if !self.store(filled).await? {
                 tracing::warn!("the store was away until the end: what is not stored stays with the broker");
                 return Ok(());
             }
+            drop(turn);
             self.digests.tidy(Instant::now());
         }
         Ok(())

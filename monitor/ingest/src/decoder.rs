@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kanchi_domain::{Event, EventKind, Limits};
 use kanchi_store::EventChunk;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::filling::{BatchLimits, Filling};
@@ -40,6 +40,40 @@ impl Filled {
     }
 }
 
+/// Where batches are handed over. One is being stored and one is made meanwhile, for the next turn: never more are in memory.
+#[derive(Debug)]
+pub struct Turns {
+    batches: mpsc::Sender<(Filled, Turn)>,
+    free: Arc<Semaphore>,
+}
+
+/// The committer's turn with a batch; the next batch is handed over when it is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Returns both ends.
+pub fn turns() -> (Turns, mpsc::Receiver<(Filled, Turn)>) {
+    let (batches, receiver) = mpsc::channel(1);
+    let free = Arc::new(Semaphore::new(1));
+    (Turns { batches, free }, receiver)
+}
+
+impl Turns {
+    /// Waits for the next turn; `None` when nobody stores any more. May be cancelled.
+    async fn next(&self) -> Option<Turn> {
+        tokio::select! {
+            permit = Arc::clone(&self.free).acquire_owned() => permit.ok().map(|permit| Turn { _permit: permit }),
+            () = self.batches.closed() => None,
+        }
+    }
+
+    async fn hand_over(&self, filled: Filled, turn: Turn) -> bool {
+        self.batches.send((filled, turn)).await.is_ok()
+    }
+}
+
 /// Decodes messages and hands over batches.
 #[derive(Debug)]
 pub struct Decoder {
@@ -57,21 +91,29 @@ pub struct Decoder {
 
 impl Decoder {
     /// Runs until the source ends; the last batch is handed over.
-    pub async fn run(mut self, mut source: Source, batches: mpsc::Sender<Filled>) {
+    pub async fn run(mut self, mut source: Source, turns: Turns) {
         let mut filling = Filling::new(self.batch);
+        let mut full: Option<Filled> = None;
         let mut incoming: Vec<Message> = Vec::new();
         let mut open = true;
-        while open || !filling.is_empty() {
+        while open || !filling.is_empty() || full.is_some() {
+            if filling.is_full() && full.is_none() {
+                full = Some(Filled::of(filling.take()));
+            }
             let due = filling.due();
-            let ready = !filling.is_empty() && (!open || due.is_some_and(|due| due <= Instant::now()));
+            let ready =
+                full.is_some() || !filling.is_empty() && (!open || due.is_some_and(|due| due <= Instant::now()));
             tokio::select! {
                 biased;
                 () = self.give_up.cancelled() => return,
-                permit = batches.reserve(), if ready => match permit {
-                    Ok(permit) => permit.send(Filled::of(filling.take())),
-                    Err(_) => return,
-                },
-                more = source.take(&mut incoming, PORTION_BYTES.min(filling.room().max(1))), if open && !filling.is_full() => {
+                turn = turns.next(), if ready => {
+                    let Some(turn) = turn else { return };
+                    let filled = full.take().unwrap_or_else(|| Filled::of(filling.take()));
+                    if !turns.hand_over(filled, turn).await {
+                        return;
+                    }
+                }
+                more = source.take(&mut incoming, PORTION_BYTES.min(filling.room().max(1))), if open && full.is_none() => {
                     open = more;
                     for message in incoming.drain(..) {
                         self.read(&message, &mut filling);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffer::Buffer;
 use crate::commit::{self, Committer};
-use crate::decoder::Decoder;
+use crate::decoder::{self, Decoder};
 use crate::filling::BatchLimits;
 use crate::liveness::Liveness;
 use crate::report::{self, Reporter};
@@ -36,7 +36,7 @@ pub struct MonitorLimits {
     pub spool_bytes: u64,
     /// Facts of recent tasks.
     pub cache_bytes: usize,
-    /// One batch; one is being filled, one may wait, one is in flight.
+    /// One batch; one is being stored, and one is made meanwhile.
     pub batch: BatchLimits,
     /// What is read of a message.
     pub decode: Limits,
@@ -123,7 +123,7 @@ impl Monitor {
         let stream = EventStream::open(spec.clone(), options, end.clone());
 
         let (acknowledge, acknowledged) = watch::channel(0);
-        let (batch_sender, batch_receiver) = mpsc::channel(1);
+        let (turns, batches) = decoder::turns();
         let (sink, source) = if let Some(buffer) = &buffer {
             (
                 Sink::Buffer(Arc::clone(buffer)),
@@ -157,8 +157,8 @@ impl Monitor {
             self.limits.cache_bytes,
         );
         let pump = tokio::spawn(pump.run(sink));
-        let decoder = tokio::spawn(decoder.run(source, batch_sender));
-        let mut committer = tokio::spawn(committer.run(batch_receiver));
+        let decoder = tokio::spawn(decoder.run(source, turns));
+        let mut committer = tokio::spawn(committer.run(batches));
 
         // Tasks beside the event path; the reporter outlives the drain, to tell its end.
         let reporter_end = CancellationToken::new();
