@@ -6,6 +6,7 @@ use std::time::Instant;
 use kanchi_domain::{Event, EventKind, Limits};
 use kanchi_store::EventChunk;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 use crate::filling::{BatchLimits, Filling};
@@ -15,8 +16,9 @@ use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 use crate::source::Source;
 
-/// Bytes of messages taken in before other tasks get a turn.
-const PORTION_BYTES: usize = 512 * 1024;
+/// Bytes of messages read before other tasks get a turn: a millisecond or two. Who was woken last waits for this task to
+/// yield, however idle the other threads of the runtime are.
+const PORTION_BYTES: usize = 128 * 1024;
 
 /// A message beyond this does not wait for others.
 const LARGE: usize = 1024 * 1024;
@@ -112,12 +114,14 @@ impl Decoder {
                     if !turns.hand_over(filled, turn).await {
                         return;
                     }
+                    yield_now().await;
                 }
                 more = source.take(&mut incoming, PORTION_BYTES.min(filling.room().max(1))), if open && full.is_none() => {
                     open = more;
                     for message in incoming.drain(..) {
                         self.read(&message, &mut filling);
                     }
+                    yield_now().await;
                     if source.is_idle() {
                         self.shared.stream_drained();
                     }
