@@ -427,7 +427,8 @@ async fn a_purge_meets_partitions_that_come_and_go() {
         "select pg_get_expr(relpartbound, oid) from pg_class where oid = '{leaf}'::regclass"
     ));
     world.sql(&format!(
-        "create table kanchi.event_chunk_late (like {leaf} including all);
+        "set role kanchi;
+         create table kanchi.event_chunk_late (like {leaf} including all);
          insert into kanchi.event_chunk_late select * from {leaf};
          drop table {leaf};
          alter table kanchi.event_chunk_7 attach partition kanchi.event_chunk_late {bounds}"
