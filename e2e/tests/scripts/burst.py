@@ -1,7 +1,7 @@
-"""Publishes the events of many tasks as a worker would, and prints their ids: python -c … RUN TASKS.
+"""Publishes the events of many tasks as a worker would, and prints their ids: python -c … RUN TASKS [confirmed].
 
 Four events a task (received, started, progress, succeeded), in batches of up to 24 as Celery's worker sends them, with
-the tasks of a batch interleaved.
+the tasks of a batch interleaved. `confirmed`: ends when RabbitMQ has said that it has every message.
 """
 
 import sys
@@ -27,7 +27,8 @@ def event(kind, task_id, **fields):
             "timestamp": time.time(), **fields}
 
 
-with app.connection_for_write() as connection:
+options = {"confirm_publish": True} if "confirmed" in sys.argv[3:] else {}
+with app.connection_for_write(transport_options=options) as connection:
     producer = Producer(connection.default_channel, exchange=exchange, serializer="json", auto_declare=on_redis)
     for start in range(0, tasks, 6):
         part = ids[start:start + 6]
