@@ -101,18 +101,25 @@ pub struct Decoded {
 
 /// Decodes a message. Never fails as a whole: what cannot be read is a [`Reject`], the rest are events.
 pub fn decode(message: &RawMessage<'_>, arrived: UnixMicros, limits: &Limits) -> Decoded {
+    let mut decoded = Decoded::default();
+    decode_into(message, arrived, limits, &mut decoded);
+    decoded
+}
+
+/// Like [`decode`], appending to `decoded`: its memory serves for the next message again.
+pub fn decode_into(message: &RawMessage<'_>, arrived: UnixMicros, limits: &Limits, decoded: &mut Decoded) {
+    let sender = decoded.events.last().map(|event| Arc::clone(&event.hostname));
     let mut batch = Batch {
         arrived,
         limits,
-        sender: Arc::from(""),
-        decoded: Decoded::default(),
+        sender: sender.unwrap_or_else(|| Arc::from("")),
+        decoded,
     };
     match unwrap_body(message, limits) {
         Ok(body) if body.is_empty() => batch.reject(RejectReason::Empty, "no body", &body),
         Ok(body) => batch.read(&body, message.content_type),
         Err(reject) => batch.push_reject(reject),
     }
-    batch.decoded
 }
 
 /// Undoes what the transport and the sender wrapped around the serialized body.
@@ -189,7 +196,7 @@ struct Batch<'l> {
     limits: &'l Limits,
     /// Hostname of the last event, shared by the next one where it is the same.
     sender: Arc<str>,
-    decoded: Decoded,
+    decoded: &'l mut Decoded,
 }
 
 impl Batch<'_> {

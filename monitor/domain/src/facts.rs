@@ -91,6 +91,24 @@ impl Step {
         }
     }
 
+    /// The kind of event that tells of this step.
+    const fn kind(self) -> EventKind {
+        match self {
+            Self::Sent => EventKind::TaskSent,
+            Self::Received => EventKind::TaskReceived,
+            Self::Started => EventKind::TaskStarted,
+            Self::Custom => EventKind::TaskCustom,
+            Self::Retried => EventKind::TaskRetried,
+            Self::Rejected => EventKind::TaskRejected,
+            Self::Cancelled => EventKind::TaskCancelled,
+            Self::Revoked => EventKind::TaskRevoked,
+            Self::Failed => EventKind::TaskFailed,
+            Self::Succeeded => EventKind::TaskSucceeded,
+            Self::Progress => EventKind::TaskProgress,
+            Self::Steps => EventKind::TaskSteps,
+        }
+    }
+
     /// Says whether events of this step carry texts of their own that the row shows.
     const fn has_texts(self) -> bool {
         matches!(
@@ -376,6 +394,30 @@ impl TaskFacts {
             });
         }
         if changed { Absorbed::New } else { Absorbed::Known }
+    }
+
+    /// Adds all that `newer` knows, and tells `step` of each step that was not known: its kind and, where it has one, its
+    /// time. Says whether anything changed.
+    pub fn absorb_all(&mut self, newer: Self, mut step: impl FnMut(EventKind, Option<UnixMicros>)) -> bool {
+        if self.is_empty() {
+            *self = newer;
+            for fact in &self.facts {
+                step(fact.key.step.kind(), fact.time());
+            }
+            return !self.is_empty();
+        }
+        let mut changed = false;
+        for fact in newer.facts {
+            let (kind, time) = (fact.key.step.kind(), fact.time());
+            if self.keep_fact(fact) {
+                changed = true;
+                step(kind, time);
+            }
+        }
+        for texts in newer.texts {
+            changed |= self.keep_texts(texts);
+        }
+        changed
     }
 
     /// Adds all that `other` knows; says whether that was anything new.

@@ -15,7 +15,7 @@ mod state;
 mod text;
 mod time;
 
-pub use decode::{BodyEncoding, Decoded, Limits, RawMessage, decode};
+pub use decode::{BodyEncoding, Decoded, Limits, RawMessage, decode, decode_into};
 pub use envelope::{Envelope, decode_virtual_envelope};
 pub use event::{
     Event, EventId, EventKind, PayloadField, PayloadFields, ProgressFields, Repair, Repairs, TaskId, WorkerFields,

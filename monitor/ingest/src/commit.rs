@@ -5,22 +5,23 @@
 //! dead letter. A newer writer ends this one.
 
 use std::collections::HashSet;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use foldhash::HashMap;
-use kanchi_store::{BatchHead, DeadLetter, Epoch, Error as StoreError, ErrorKind, EventChunk, StoreWriter};
+use kanchi_domain::{Limits, UnixMicros};
+use kanchi_store::{BatchHead, DeadLetter, Epoch, Error as StoreError, ErrorKind, StoreWriter};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::backoff::Backoff;
-use crate::decoder::{Filled, Turn};
+use crate::decoder::Turn;
 use crate::digests::Digests;
-use crate::prepare::Prepared;
-use crate::reduce::{self, Reduced, Reducer};
+use crate::gather::{Gathered, Receipt, TaskNews};
+use crate::reduce::{Reduced, Reducer};
 use crate::reducing::Reducing;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
@@ -54,6 +55,8 @@ pub struct Committer {
     pub give_up: CancellationToken,
     /// Name of this process, for the epoch.
     pub instance: String,
+    /// What is read of a message, should it be read again.
+    pub limits: Limits,
     writer: Option<(StoreWriter, Epoch)>,
     reducer: Reducer,
     digests: Digests,
@@ -85,6 +88,7 @@ impl Committer {
         acknowledge: watch::Sender<u64>,
         give_up: CancellationToken,
         instance: String,
+        limits: Limits,
         cache_bytes: usize,
     ) -> Self {
         Self {
@@ -93,6 +97,7 @@ impl Committer {
             acknowledge,
             give_up,
             instance,
+            limits,
             writer: None,
             reducer: Reducer::new(cache_bytes),
             digests: Digests::default(),
@@ -100,13 +105,13 @@ impl Committer {
     }
 
     /// Stores what comes in until the channel closes or waiting is given up.
-    pub async fn run(mut self, mut batches: mpsc::Receiver<(Filled, Turn)>) -> Result<(), Error> {
+    pub async fn run(mut self, mut batches: mpsc::Receiver<(Gathered, Turn)>) -> Result<(), Error> {
         // The epoch is taken at once: an older process must not go on beside us until our first event.
         if self.connected().await?.is_none() {
             return Ok(());
         }
-        while let Some((filled, turn)) = batches.recv().await {
-            if !self.store(filled).await? {
+        while let Some((gathered, turn)) = batches.recv().await {
+            if !self.store(gathered).await? {
                 tracing::warn!("the store was away until the end: what is not stored stays with the broker");
                 return Ok(());
             }
@@ -117,31 +122,23 @@ impl Committer {
     }
 
     /// Stores messages in order, bisecting what is refused; `false` when waiting was given up.
-    async fn store(&mut self, filled: Filled) -> Result<bool, Error> {
-        let Filled {
-            mut messages,
-            mut chunks,
-        } = filled;
-        let Some(last) = messages.last().map(|message| message.tag) else {
+    async fn store(&mut self, mut gathered: Gathered) -> Result<bool, Error> {
+        let Some(last) = gathered.messages.last().map(|message| message.tag) else {
             return Ok(true);
         };
-        let newest = messages.iter().map(|message| message.arrived).max();
-        let all = messages.len();
-        if !self.drop_duplicates(&mut messages).await? {
+        let newest = gathered.messages.iter().map(|message| message.arrived).max();
+        if !self.drop_duplicates(&mut gathered).await? {
             return Ok(false);
         }
-        if messages.len() < all {
-            chunks = reduce::chunks(&messages);
-        }
-        let mut parts = vec![(messages, chunks)];
-        while let Some((part, chunks)) = parts.pop() {
-            let through = part.last().map(|message| message.tag);
-            let (outcome, mut part) = self.store_part(part, chunks).await?;
+        let mut parts = vec![gathered];
+        while let Some(part) = parts.pop() {
+            let through = part.messages.last().map(|message| message.tag);
+            let (outcome, mut messages) = self.store_part(part).await?;
             match outcome {
-                Outcome::Stored => drop(spawn_blocking(move || drop(part))),
+                Outcome::Stored => drop(spawn_blocking(move || drop(messages))),
                 Outcome::GivenUp => return Ok(false),
-                Outcome::Refused(reason) if part.len() == 1 => {
-                    let letter = part.pop().map(|message| self.dead_letter(&message, &reason));
+                Outcome::Refused(reason) if messages.len() == 1 => {
+                    let letter = messages.pop().map(|message| self.dead_letter(&message, &reason));
                     if let Some(letter) = letter
                         && !self.store_letter(letter).await?
                     {
@@ -149,12 +146,10 @@ impl Committer {
                     }
                 }
                 Outcome::Refused(reason) => {
-                    tracing::warn!(messages = part.len(), error = %reason, "the store refused a batch; taking it apart");
-                    let second = part.split_off(part.len() / 2);
-                    for half in [second, part] {
-                        let chunks = reduce::chunks(&half);
-                        parts.push((half, chunks));
-                    }
+                    tracing::warn!(messages = messages.len(), error = %reason, "the store refused a batch; taking it apart");
+                    let second = messages.split_off(messages.len() / 2);
+                    parts.push(self.gather_again(second));
+                    parts.push(self.gather_again(messages));
                     continue;
                 }
             }
@@ -170,42 +165,42 @@ impl Committer {
         Ok(true)
     }
 
+    fn gather_again(&self, messages: Vec<Receipt>) -> Gathered {
+        Gathered::again(messages, &self.settings.borrow().payloads, &self.limits)
+    }
+
     /// Stores messages as one batch; gives them back.
-    async fn store_part(
-        &mut self,
-        messages: Vec<Prepared>,
-        chunks: Vec<EventChunk>,
-    ) -> Result<(Outcome, Vec<Prepared>), Error> {
-        if messages.iter().all(Prepared::is_void) {
-            return Ok((Outcome::Stored, messages));
+    async fn store_part(&mut self, mut part: Gathered) -> Result<(Outcome, Vec<Receipt>), Error> {
+        if part.is_void() {
+            return Ok((Outcome::Stored, part.messages));
         }
         let started = Instant::now();
-        let Some(loaded) = self.load_facts(&messages).await? else {
-            return Ok((Outcome::GivenUp, messages));
+        let Some(loaded) = self.load_facts(&part.tasks).await? else {
+            return Ok((Outcome::GivenUp, part.messages));
         };
         let Some((_, epoch)) = self.writer.as_ref() else {
-            return Ok((Outcome::GivenUp, messages));
+            return Ok((Outcome::GivenUp, part.messages));
         };
-        let head = reduce::head(&messages, chunks, *epoch);
-        let mut reducing = Reducing::start(self.reducer.lend(), messages, loaded);
+        let head = part.take_head(*epoch);
+        let mut reducing = Reducing::start(self.reducer.lend(), mem::take(&mut part.tasks), loaded);
         let outcome = self.commit(&head, &mut reducing).await?;
         let done = reducing.end().await;
         self.reducer = done.reducer;
         if matches!(outcome, Outcome::Stored) {
-            self.stored(&done.messages, &head, done.reduced, started);
+            self.stored(&part, &head, done.reduced, started);
         }
         // Thousands of small pieces of memory: given back beside the next batch.
         drop(spawn_blocking(move || drop(head)));
-        Ok((outcome, done.messages))
+        Ok((outcome, part.messages))
     }
 
-    fn stored(&mut self, messages: &[Prepared], head: &BatchHead, reduced: Reduced, started: Instant) {
+    fn stored(&mut self, part: &Gathered, head: &BatchHead, reduced: Reduced, started: Instant) {
         let metrics = &self.shared.metrics;
-        metrics.batch_events.observe(reduced.events as f64);
-        metrics.batch_messages.observe(messages.len() as f64);
+        metrics.batch_events.observe(part.events as f64);
+        metrics.batch_messages.observe(part.messages.len() as f64);
         metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
-        self.shared
-            .committed(reduced.events, reduced.newest, reduced.oldest_arrived);
+        let oldest: Option<UnixMicros> = part.messages.iter().map(|message| message.arrived).min();
+        self.shared.committed(part.events, part.newest, oldest);
         self.digests.remember(&head.digests);
         self.reducer.committed(reduced);
         let (bytes, tasks) = self.reducer.size();
@@ -277,8 +272,8 @@ impl Committer {
         }
     }
 
-    async fn load_facts(&mut self, messages: &[Prepared]) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
-        let missing = self.reducer.missing(messages);
+    async fn load_facts(&mut self, tasks: &[TaskNews]) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
+        let missing = self.reducer.missing(tasks);
         self.shared.metrics.cache_misses.inc_by(missing.len() as u64);
         let mut loaded = HashMap::default();
         let mut backoff = store_backoff();
@@ -311,23 +306,26 @@ impl Committer {
     }
 
     /// Removes messages that are stored already, and second copies within the batch.
-    async fn drop_duplicates(&mut self, messages: &mut Vec<Prepared>) -> Result<bool, Error> {
-        let suspicious = messages.iter().any(|message| message.maybe_stored);
-        if !suspicious {
+    async fn drop_duplicates(&mut self, gathered: &mut Gathered) -> Result<bool, Error> {
+        if !gathered.messages.iter().any(|message| message.maybe_stored) {
             return Ok(true);
         }
         if self.digests.needs_load() && !self.load_digests().await? {
             return Ok(false);
         }
         let now = Instant::now();
-        let before = messages.len();
+        let before = gathered.messages.len();
         let mut here: HashSet<u128> = HashSet::new();
-        messages.retain(|message| {
+        gathered.messages.retain(|message| {
             let Some(digest) = message.digest else { return true };
             let first = here.insert(digest);
             !message.maybe_stored || (first && !self.digests.contains(digest, now))
         });
-        self.shared.metrics.duplicates.inc_by((before - messages.len()) as u64);
+        let dropped = before - gathered.messages.len();
+        self.shared.metrics.duplicates.inc_by(dropped as u64);
+        if dropped > 0 {
+            *gathered = self.gather_again(mem::take(&mut gathered.messages));
+        }
         Ok(true)
     }
 
@@ -354,7 +352,7 @@ impl Committer {
         }
     }
 
-    fn dead_letter(&self, message: &Prepared, reason: &str) -> BatchHead {
+    fn dead_letter(&self, message: &Receipt, reason: &str) -> BatchHead {
         self.shared.metrics.refused.inc();
         tracing::error!(error = reason, "the store refuses a message; it becomes a dead letter");
         BatchHead {
@@ -365,7 +363,7 @@ impl Committer {
                 arrived: message.arrived,
                 reason: "store_refused".to_owned(),
                 detail: reason.replace('\0', "\u{FFFD}"),
-                sample: Bytes::clone(&message.head).to_vec(),
+                sample: message.head().to_vec(),
             }],
             ..BatchHead::default()
         }
@@ -373,8 +371,7 @@ impl Committer {
 
     /// Stores a dead letter; one that is refused in its turn is only counted and logged.
     async fn store_letter(&mut self, letter: BatchHead) -> Result<bool, Error> {
-        let mut nothing = Reducing::start(Reducer::new(0), Vec::new(), HashMap::default());
-        match self.commit(&letter, &mut nothing).await? {
+        match self.commit(&letter, &mut Reducing::nothing()).await? {
             Outcome::Stored => self.digests.remember(&letter.digests),
             Outcome::Refused(reason) => tracing::error!(error = %reason, "a dead letter cannot be stored either"),
             Outcome::GivenUp => return Ok(false),

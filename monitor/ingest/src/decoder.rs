@@ -1,17 +1,17 @@
 //! The middle of the event path: decode while the batch before is being committed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kanchi_domain::{Event, EventKind, Limits};
-use kanchi_store::EventChunk;
+use kanchi_domain::{EventKind, Limits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 use crate::filling::{BatchLimits, Filling};
-use crate::prepare::{Message, Prepared, prepare};
-use crate::reduce::chunks;
+use crate::gather::Gathered;
+use crate::message::{Message, Reading};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 use crate::source::Source;
@@ -20,32 +20,10 @@ use crate::source::Source;
 /// yield, however idle the other threads of the runtime are.
 const PORTION_BYTES: usize = 128 * 1024;
 
-/// A message beyond this does not wait for others.
-const LARGE: usize = 1024 * 1024;
-
-/// Messages for one transaction, and their events as they are stored.
-#[derive(Debug)]
-pub struct Filled {
-    /// The messages, in order.
-    pub messages: Vec<Prepared>,
-    /// Their events.
-    pub chunks: Vec<EventChunk>,
-}
-
-impl Filled {
-    /// Makes the chunks of messages.
-    pub fn of(messages: Vec<Prepared>) -> Self {
-        Self {
-            chunks: chunks(&messages),
-            messages,
-        }
-    }
-}
-
 /// Where batches are handed over. One is being stored and one is made meanwhile, for the next turn: never more are in memory.
 #[derive(Debug)]
 pub struct Turns {
-    batches: mpsc::Sender<(Filled, Turn)>,
+    batches: mpsc::Sender<(Gathered, Turn)>,
     free: Arc<Semaphore>,
 }
 
@@ -56,7 +34,7 @@ pub struct Turn {
 }
 
 /// Returns both ends.
-pub fn turns() -> (Turns, mpsc::Receiver<(Filled, Turn)>) {
+pub fn turns() -> (Turns, mpsc::Receiver<(Gathered, Turn)>) {
     let (batches, receiver) = mpsc::channel(1);
     let free = Arc::new(Semaphore::new(1));
     (Turns { batches, free }, receiver)
@@ -71,8 +49,8 @@ impl Turns {
         }
     }
 
-    async fn hand_over(&self, filled: Filled, turn: Turn) -> bool {
-        self.batches.send((filled, turn)).await.is_ok()
+    async fn hand_over(&self, gathered: Gathered, turn: Turn) -> bool {
+        self.batches.send((gathered, turn)).await.is_ok()
     }
 }
 
@@ -95,12 +73,16 @@ impl Decoder {
     /// Runs until the source ends; the last batch is handed over.
     pub async fn run(mut self, mut source: Source, turns: Turns) {
         let mut filling = Filling::new(self.batch);
-        let mut full: Option<Filled> = None;
-        let mut incoming: Vec<Message> = Vec::new();
+        let mut full: Option<Gathered> = None;
+        let mut incoming: VecDeque<Message> = VecDeque::new();
+        let mut reading = Reading::default();
         let mut open = true;
         while open || !filling.is_empty() || full.is_some() {
-            if filling.is_full() && full.is_none() {
-                full = Some(Filled::of(filling.take()));
+            if full.is_none() {
+                self.read(&mut incoming, &mut reading, &mut filling);
+                if filling.is_full() || !incoming.is_empty() {
+                    full = Some(filling.take());
+                }
             }
             let due = filling.due();
             let ready =
@@ -110,17 +92,15 @@ impl Decoder {
                 () = self.give_up.cancelled() => return,
                 turn = turns.next(), if ready => {
                     let Some(turn) = turn else { return };
-                    let filled = full.take().unwrap_or_else(|| Filled::of(filling.take()));
-                    if !turns.hand_over(filled, turn).await {
+                    let gathered = full.take().unwrap_or_else(|| filling.take());
+                    if !turns.hand_over(gathered, turn).await {
                         return;
                     }
                     yield_now().await;
                 }
                 more = source.take(&mut incoming, PORTION_BYTES.min(filling.room().max(1))), if open && full.is_none() => {
                     open = more;
-                    for message in incoming.drain(..) {
-                        self.read(&message, &mut filling);
-                    }
+                    self.read(&mut incoming, &mut reading, &mut filling);
                     yield_now().await;
                     if source.is_idle() {
                         self.shared.stream_drained();
@@ -137,24 +117,23 @@ impl Decoder {
         }
     }
 
-    fn read(&mut self, message: &Message, filling: &mut Filling) {
-        let settings = self.settings.borrow_and_update();
-        let (prepared, heartbeats) = prepare(message, &settings.payloads, &self.limits);
-        drop(settings);
-        self.count(&prepared, &heartbeats);
-        filling.push(prepared, Instant::now());
-        if message.body.len() > LARGE {
-            filling.hurry();
+    /// Reads messages as far as the batch takes them.
+    fn read(&mut self, incoming: &mut VecDeque<Message>, reading: &mut Reading, filling: &mut Filling) {
+        let settings = Arc::clone(&self.settings.borrow_and_update());
+        while let Some(message) = incoming.pop_front_if(|message| filling.takes(message)) {
+            reading.read(&message, &settings.payloads, &self.limits);
+            self.count(reading);
+            filling.push(message, &mut reading.decoded, Instant::now());
         }
     }
 
-    fn count(&self, prepared: &Prepared, heartbeats: &[Event]) {
+    fn count(&self, reading: &Reading) {
         let live = self.shared.is_caught_up();
         let metrics = &self.shared.metrics;
         let mut counts = [0_u64; EventKind::ALL.len()];
         {
             let mut workers = self.shared.workers();
-            for event in prepared.events.iter().chain(heartbeats) {
+            for event in reading.events() {
                 if let Some(count) = counts.get_mut(event.kind as usize) {
                     *count += 1;
                 }
@@ -169,12 +148,12 @@ impl Decoder {
                 metrics.events(kind, count);
             }
         }
-        for event in prepared.events.iter().filter(|event| event.kind == EventKind::TaskSent) {
+        for event in reading.events().filter(|event| event.kind == EventKind::TaskSent) {
             if let Some(queue) = event.queue.as_deref() {
                 self.shared.queue_seen(queue);
             }
         }
-        for reject in &prepared.rejects {
+        for reject in &reading.decoded.rejects {
             metrics.rejected(reject.reason, reject.count);
         }
     }

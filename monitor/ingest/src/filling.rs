@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use crate::prepare::Prepared;
+use kanchi_domain::Decoded;
+
+use crate::gather::{Gathered, Gathering, LARGE};
+use crate::message::Message;
 
 /// Bounds of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
     /// Events after which no more messages are taken in.
-    pub max_events: usize,
+    pub max_events: u64,
     /// Messages after which no more are taken in.
     pub max_messages: usize,
     /// Bytes of memory after which no more messages are taken in.
@@ -34,50 +37,46 @@ impl Default for BatchLimits {
 #[derive(Debug)]
 pub struct Filling {
     limits: BatchLimits,
-    messages: Vec<Prepared>,
-    events: usize,
-    bytes: usize,
+    gathering: Gathering,
     since: Option<Instant>,
+    /// Nothing more comes before the batch is stored.
     hurried: bool,
 }
 
 impl Filling {
     /// Returns an empty batch.
-    pub const fn new(limits: BatchLimits) -> Self {
+    pub fn new(limits: BatchLimits) -> Self {
         Self {
             limits,
-            messages: Vec::new(),
-            events: 0,
-            bytes: 0,
+            gathering: Gathering::default(),
             since: None,
             hurried: false,
         }
     }
 
-    /// Adds a message.
-    pub fn push(&mut self, message: Prepared, now: Instant) {
-        self.events += message.events.len();
-        self.bytes += message.bytes;
-        self.since.get_or_insert(now);
-        self.messages.push(message);
+    /// Tells whether a message may come into this batch. A large one comes alone: it uses up what the broker lets us hold.
+    pub fn takes(&self, message: &Message) -> bool {
+        !self.is_full() && (message.body.len() <= LARGE || self.is_empty())
     }
 
-    /// Nothing more comes before the batch is stored: a large message uses up what the broker lets us hold.
-    pub const fn hurry(&mut self) {
-        self.hurried = true;
+    /// Adds a message and what was read of it.
+    pub fn push(&mut self, message: Message, decoded: &mut Decoded, now: Instant) {
+        self.since.get_or_insert(now);
+        self.hurried |= message.body.len() > LARGE;
+        self.gathering.push(message, decoded);
     }
 
     /// Tells whether no more messages should be taken in.
     pub const fn is_full(&self) -> bool {
         self.hurried
-            || self.events >= self.limits.max_events
-            || self.messages.len() >= self.limits.max_messages
-            || self.bytes >= self.limits.max_bytes
+            || self.gathering.events() >= self.limits.max_events
+            || self.gathering.messages() >= self.limits.max_messages
+            || self.gathering.bytes() >= self.limits.max_bytes
     }
 
     /// Tells whether nothing is in.
     pub const fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+        self.gathering.messages() == 0
     }
 
     /// Returns when the batch is due: at once when it is full, after the linger else; `None` while it is empty.
@@ -92,36 +91,36 @@ impl Filling {
 
     /// Returns how many bytes may still be taken in.
     pub const fn room(&self) -> usize {
-        self.limits.max_bytes.saturating_sub(self.bytes)
+        self.limits.max_bytes.saturating_sub(self.gathering.bytes())
     }
 
     /// Takes all messages out.
-    pub fn take(&mut self) -> Vec<Prepared> {
-        self.events = 0;
-        self.bytes = 0;
+    pub fn take(&mut self) -> Gathered {
         self.since = None;
         self.hurried = false;
-        std::mem::take(&mut self.messages)
+        self.gathering.finish()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
+    use kanchi_broker::Framing;
     use kanchi_domain::UnixMicros;
 
-    fn message(bytes: usize) -> Prepared {
-        Prepared {
+    fn message(bytes: usize) -> Message {
+        Message {
             tag: 1,
             maybe_stored: false,
-            digest: None,
+            may_repeat: false,
             arrived: UnixMicros(0),
-            events: Vec::new(),
-            rejects: Vec::new(),
-            head: Bytes::new(),
-            bytes,
+            body: vec![b' '; bytes].into(),
+            framing: Framing::Envelope,
         }
+    }
+
+    fn push(filling: &mut Filling, bytes: usize, now: Instant) {
+        filling.push(message(bytes), &mut Decoded::default(), now);
     }
 
     fn limits() -> BatchLimits {
@@ -138,10 +137,10 @@ mod tests {
         let mut filling = Filling::new(limits());
         let start = Instant::now();
         assert_eq!(filling.due(), None);
-        filling.push(message(10), start);
-        filling.push(message(10), start + Duration::from_millis(90));
+        push(&mut filling, 10, start);
+        push(&mut filling, 10, start + Duration::from_millis(90));
         assert_eq!(filling.due(), Some(start + Duration::from_millis(100)));
-        assert_eq!(filling.take().len(), 2);
+        assert_eq!(filling.take().messages.len(), 2);
         assert_eq!(filling.due(), None);
     }
 
@@ -149,15 +148,27 @@ mod tests {
     fn is_due_at_once_when_full_by_bytes_or_by_count() {
         let start = Instant::now();
         let mut by_bytes = Filling::new(limits());
-        by_bytes.push(message(1000), start);
+        push(&mut by_bytes, 1000, start);
         assert!(by_bytes.is_full() && by_bytes.due() == Some(start) && by_bytes.room() == 0);
         let mut by_count = Filling::new(limits());
         for _ in 0..3 {
             assert!(!by_count.is_full());
-            by_count.push(message(1), start);
+            push(&mut by_count, 1, start);
         }
         assert!(by_count.is_full());
         by_count.take();
         assert!(!by_count.is_full() && by_count.is_empty());
+    }
+
+    #[test]
+    fn a_large_message_comes_alone() {
+        let (start, mut filling) = (Instant::now(), Filling::new(BatchLimits::default()));
+        let large = message(LARGE + 1);
+        assert!(filling.takes(&large));
+        push(&mut filling, 10, start);
+        assert!(!filling.takes(&large) && filling.takes(&message(10)));
+        filling.take();
+        push(&mut filling, LARGE + 1, start);
+        assert!(filling.is_full() && !filling.takes(&message(10)));
     }
 }

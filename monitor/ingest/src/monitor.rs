@@ -154,6 +154,7 @@ impl Monitor {
             acknowledge,
             give_up.clone(),
             self.instance.clone(),
+            self.limits.decode,
             self.limits.cache_bytes,
         );
         let pump = tokio::spawn(pump.run(sink));

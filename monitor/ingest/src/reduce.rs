@@ -1,25 +1,15 @@
-//! From prepared messages to one batch of the store: events chunked, facts of each task merged, rows projected. Pure.
+//! What the news of a batch change: the facts of each task merged with what was known, its row projected. Pure.
 
 use std::mem;
 use std::sync::Arc;
 
-use foldhash::{HashMap, HashSet};
-use kanchi_domain::{Absorbed, Event, TaskFacts, TaskId, TaskRow, UnixMicros};
-use kanchi_store::{BatchHead, DeadLetter, Epoch, EventChunk, LiveTask, TaskChanges};
-use uuid::Uuid;
+use foldhash::HashMap;
+use kanchi_domain::{EventKind, TaskFacts, TaskRow, UnixMicros};
+use kanchi_store::{LiveTask, TaskChanges};
 
 use crate::cache::{Cache, Weigh};
-use crate::prepare::Prepared;
+use crate::gather::TaskNews;
 use crate::statistics::{Counted, Tally};
-
-/// Events in one chunk; its count is 16 bits wide, and one huge task must not make one huge row.
-const MAX_CHUNK_EVENTS: usize = 1_000;
-
-/// Bytes of one chunk, roughly.
-const MAX_CHUNK_BYTES: usize = 1024 * 1024;
-
-/// Bytes that an event mostly takes in a chunk.
-const USUAL_EVENT_BYTES: usize = 384;
 
 /// What is kept of a task between batches.
 #[derive(Clone, Debug)]
@@ -38,16 +28,10 @@ impl Weigh for Known {
 }
 
 /// What a batch means for tasks, and what becomes of the cache once it is durable.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Reduced {
     /// What is stored.
     pub changes: TaskChanges,
-    /// How many events it holds.
-    pub events: u64,
-    /// Celery timestamp of its newest event.
-    pub newest: Option<UnixMicros>,
-    /// Arrival of its oldest message.
-    pub oldest_arrived: Option<UnixMicros>,
     touched: Vec<(Arc<str>, Known)>,
 }
 
@@ -57,37 +41,8 @@ pub struct Reducer {
     cache: Cache<Known>,
     /// Where facts are encoded before their size is known.
     scratch: Vec<u8>,
-}
-
-/// The events of a batch, those of one task (or of none) side by side, in the order in which the tasks came first.
-struct Grouped<'a> {
-    events: Vec<(u32, &'a Event)>,
-    tasks: usize,
-}
-
-impl<'a> Grouped<'a> {
-    fn of(messages: &'a [Prepared]) -> Self {
-        let mut places: HashMap<Option<&str>, u32> = HashMap::default();
-        let all = messages.iter().flat_map(|message| &message.events);
-        let mut events: Vec<(u32, &Event)> = all
-            .map(|event| {
-                let next = places.len() as u32;
-                (
-                    *places.entry(event.task_id.as_ref().map(AsRef::as_ref)).or_insert(next),
-                    event,
-                )
-            })
-            .collect();
-        events.sort_by_key(|(place, _)| *place);
-        Self {
-            events,
-            tasks: places.len(),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &[(u32, &'a Event)]> {
-        self.events.chunk_by(|(a, _), (b, _)| a == b)
-    }
+    /// The new steps of one task.
+    steps: Vec<(EventKind, Option<UnixMicros>)>,
 }
 
 impl Reducer {
@@ -96,6 +51,7 @@ impl Reducer {
         Self {
             cache: Cache::new(budget),
             scratch: Vec::new(),
+            steps: Vec::new(),
         }
     }
 
@@ -105,66 +61,53 @@ impl Reducer {
         mem::replace(self, Self::new(0))
     }
 
-    /// Returns the tasks of these messages whose facts must be looked up first.
-    pub fn missing<'a>(&self, messages: &'a [Prepared]) -> Vec<&'a str> {
-        let mut seen = HashSet::default();
-        messages
-            .iter()
-            .flat_map(|message| &message.events)
-            .filter_map(|event| event.task_id.as_ref().map(AsRef::as_ref))
-            .filter(|id: &&str| !self.cache.contains(id) && seen.insert(*id))
-            .collect()
+    /// Returns those of these tasks whose facts must be looked up first.
+    pub fn missing<'a>(&self, tasks: &'a [TaskNews]) -> Vec<&'a str> {
+        let ids = tasks.iter().map(|task| &*task.id);
+        ids.filter(|id| !self.cache.contains(id)).collect()
     }
 
-    /// Merges these messages with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
-    pub fn reduce(&mut self, messages: &[Prepared], mut loaded: HashMap<String, Vec<u8>>) -> Reduced {
-        let grouped = Grouped::of(messages);
-        let mut tasks = Vec::with_capacity(grouped.tasks);
+    /// Merges news with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
+    pub fn reduce(&mut self, news: Vec<TaskNews>, mut loaded: HashMap<String, Vec<u8>>) -> Reduced {
+        let mut tasks = Vec::with_capacity(news.len());
         let mut tally = Tally::default();
-        let mut touched = Vec::with_capacity(grouped.tasks);
-        for events in grouped.iter() {
-            let Some(id) = id_of(events) else { continue };
+        let mut touched = Vec::with_capacity(news.len());
+        for TaskNews { id, facts, arrived } in news {
             let known = self
                 .cache
                 .take(&id)
                 .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id)));
-            let (known, task) = self.absorb(&id, known, events, &mut tally);
+            let (known, task) = self.absorb(&id, known, facts, arrived, &mut tally);
             tasks.extend(task);
             touched.push((id, known));
         }
-        let timestamps = grouped.events.iter().filter(|(_, event)| event.has_timestamp());
         Reduced {
             changes: TaskChanges {
                 tasks,
                 statistics: tally.finish(),
             },
-            events: grouped.events.len() as u64,
-            newest: timestamps.map(|(_, event)| event.timestamp).max(),
-            oldest_arrived: messages.iter().map(|message| message.arrived).min(),
             touched,
         }
     }
 
-    /// Adds the events of one task; `None` where none of them was new.
+    /// Adds the news of one task; `None` where nothing of them was new.
     fn absorb(
         &mut self,
         id: &Arc<str>,
         mut known: Known,
-        events: &[(u32, &Event)],
+        news: TaskFacts,
+        arrived: UnixMicros,
         tally: &mut Tally,
     ) -> (Known, Option<LiveTask>) {
         let mut facts = known.decode(id);
-        let new: Vec<&Event> = events
-            .iter()
-            .map(|(_, event)| *event)
-            .filter(|event| facts.absorb(event) == Absorbed::New)
-            .collect();
-        if new.is_empty() && known.maybe_stored {
+        self.steps.clear();
+        let changed = facts.absorb_all(news, |kind, at| self.steps.push((kind, at)));
+        if !changed && known.maybe_stored {
             return (known, None);
         }
         let row: TaskRow = facts.project();
-        for event in new {
-            tally.step(event, row.name.as_ref());
+        for (kind, at) in &self.steps {
+            tally.step(*kind, at.unwrap_or(arrived), row.name.as_ref());
         }
         let counted = Counted::of(&row);
         tally.change(&known.counted, &counted);
@@ -219,73 +162,6 @@ impl Known {
             TaskFacts::new()
         })
     }
-}
-
-/// Returns the part of a batch that needs no knowledge of the tasks: these messages and their [`chunks`].
-pub fn head(messages: &[Prepared], chunks: Vec<EventChunk>, epoch: Epoch) -> BatchHead {
-    BatchHead {
-        id: Uuid::new_v4(),
-        epoch,
-        digests: messages.iter().filter_map(|message| message.digest).collect(),
-        dead_letters: messages.iter().flat_map(dead_letters).collect(),
-        chunks,
-        ..BatchHead::default()
-    }
-}
-
-/// Returns the events of these messages as they are stored, one chunk a task. It needs no knowledge of the tasks, so that it
-/// is done while the batch before is being committed.
-pub fn chunks(messages: &[Prepared]) -> Vec<EventChunk> {
-    let grouped = Grouped::of(messages);
-    let mut chunks = Vec::with_capacity(grouped.tasks);
-    for events in grouped.iter() {
-        chunk(id_of(events).as_ref(), events, &mut chunks);
-    }
-    chunks
-}
-
-fn id_of(events: &[(u32, &Event)]) -> Option<Arc<str>> {
-    let (_, event) = events.first()?;
-    event.task_id.as_ref().map(TaskId::share)
-}
-
-/// Appends the events of one task, or all that belong to none, as JSON arrays.
-fn chunk(id: Option<&Arc<str>>, events: &[(u32, &Event)], chunks: &mut Vec<EventChunk>) {
-    let mut text = String::with_capacity(events.len().min(MAX_CHUNK_EVENTS) * USUAL_EVENT_BYTES);
-    let mut count: u16 = 0;
-    let mut first_at = None;
-    let mut finish = |text: &mut String, count: &mut u16, first_at: &mut Option<UnixMicros>| {
-        if let Some(first_at) = first_at.take() {
-            text.push(']');
-            let events = mem::take(text).into_bytes();
-            chunks.push(EventChunk {
-                task_id: id.cloned(),
-                first_at,
-                count: *count,
-                events,
-            });
-            *count = 0;
-        }
-    };
-    for (_, event) in events {
-        text.push(if text.is_empty() { '[' } else { ',' });
-        event.write_json(&mut text);
-        count += 1;
-        first_at = Some(first_at.map_or(event.timestamp, |first: UnixMicros| first.min(event.timestamp)));
-        if usize::from(count) >= MAX_CHUNK_EVENTS || text.len() >= MAX_CHUNK_BYTES {
-            finish(&mut text, &mut count, &mut first_at);
-        }
-    }
-    finish(&mut text, &mut count, &mut first_at);
-}
-
-fn dead_letters(message: &Prepared) -> impl Iterator<Item = DeadLetter> {
-    message.rejects.iter().map(|reject| DeadLetter {
-        arrived: message.arrived,
-        reason: reject.reason.as_str().to_owned(),
-        detail: reject.detail.clone(),
-        sample: reject.sample.clone(),
-    })
 }
 
 #[cfg(test)]

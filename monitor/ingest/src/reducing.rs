@@ -6,14 +6,13 @@ use foldhash::HashMap;
 use kanchi_store::TaskChanges;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::prepare::Prepared;
+use crate::gather::TaskNews;
 use crate::reduce::{Reduced, Reducer};
 
 /// What went to the thread, and what it made.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) reducer: Reducer,
-    pub(crate) messages: Vec<Prepared>,
     pub(crate) reduced: Reduced,
 }
 
@@ -26,11 +25,18 @@ pub(crate) enum Reducing {
 
 impl Reducing {
     /// Starts; `loaded` as [`Reducer::reduce`] wants it.
-    pub(crate) fn start(mut reducer: Reducer, messages: Vec<Prepared>, loaded: HashMap<String, Vec<u8>>) -> Self {
+    pub(crate) fn start(mut reducer: Reducer, tasks: Vec<TaskNews>, loaded: HashMap<String, Vec<u8>>) -> Self {
         Self::UnderWay(spawn_blocking(move || Done {
-            reduced: reducer.reduce(&messages, loaded),
+            reduced: reducer.reduce(tasks, loaded),
             reducer,
-            messages,
+        }))
+    }
+
+    /// Nothing to merge.
+    pub(crate) fn nothing() -> Self {
+        Self::Ended(Box::new(Done {
+            reducer: Reducer::new(0),
+            reduced: Reduced::default(),
         }))
     }
 

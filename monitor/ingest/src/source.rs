@@ -3,6 +3,7 @@
 //! RabbitMQ: what is delivered waits in a short channel and, beyond it, unacknowledged at the broker: the stream's own
 //! bound in bytes is the back-pressure. Redis: the stream is drained without pause into the [`Buffer`].
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kanchi_broker::{ConnectionState, Delivery, DeliveryTag, EventStream, Framing, StreamItem};
@@ -10,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Waiting};
-use crate::prepare::Message;
+use crate::message::Message;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 
@@ -57,7 +58,7 @@ pub enum Source {
 
 impl Source {
     /// Appends what is there, waiting for the first message; `false` at the end. Cancel-safe.
-    pub async fn take(&mut self, into: &mut Vec<Message>, max_bytes: usize) -> bool {
+    pub async fn take(&mut self, into: &mut VecDeque<Message>, max_bytes: usize) -> bool {
         match self {
             Self::Channel(receiver) => match receiver.recv().await {
                 Some(portion) => {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use kanchi_domain::{Event, EventKind, TaskRow, TaskState, UnixMicros};
+use kanchi_domain::{EventKind, TaskRow, TaskState, UnixMicros};
 use kanchi_store::MinuteStat;
 
 const MINUTE: i64 = 60_000_000;
@@ -59,8 +59,8 @@ struct Count {
 
 impl Tally {
     /// A distinct event of a task was stored.
-    pub fn step(&mut self, event: &Event, name: Option<&Arc<str>>) {
-        let transition = match event.kind {
+    pub fn step(&mut self, kind: EventKind, at: UnixMicros, name: Option<&Arc<str>>) {
+        let transition = match kind {
             EventKind::TaskSent => "sent",
             EventKind::TaskReceived => "received",
             EventKind::TaskStarted => "started",
@@ -79,13 +79,7 @@ impl Tally {
             | EventKind::WorkerOther
             | EventKind::Custom => return,
         };
-        self.add(
-            minute(event.timestamp),
-            name.cloned().unwrap_or_default(),
-            transition,
-            1,
-            0.0,
-        );
+        self.add(minute(at), name.cloned().unwrap_or_default(), transition, 1, 0.0);
     }
 
     /// A task's row changed from what was counted before.

@@ -3,12 +3,15 @@
 use std::fmt::Write as _;
 
 use super::{Event, ProgressFields, WorkerFields};
+use crate::time::UnixMicros;
+
+const MICROS: i64 = 1_000_000;
 
 /// Appends `event` to `out`.
 pub(super) fn write(event: &Event, out: &mut String) {
     let mut object = Object { out, first: true };
     object.text("type", &event.type_name);
-    object.number("timestamp", event.has_timestamp().then(|| event.timestamp.as_seconds()));
+    object.time("timestamp", event.has_timestamp().then_some(event.timestamp));
     if !event.hostname.is_empty() {
         object.text("hostname", &event.hostname);
     }
@@ -18,8 +21,8 @@ pub(super) fn write(event: &Event, out: &mut String) {
     object.optional("args", event.args.as_deref());
     object.optional("kwargs", event.kwargs.as_deref());
     object.integer("retries", event.retries.map(i64::from));
-    object.number("eta", event.eta.map(crate::UnixMicros::as_seconds));
-    object.number("expires", event.expires.map(crate::UnixMicros::as_seconds));
+    object.time("eta", event.eta);
+    object.time("expires", event.expires);
     object.optional("root_id", event.root_id.as_ref().map(super::TaskId::as_str));
     object.optional("parent_id", event.parent_id.as_ref().map(super::TaskId::as_str));
     object.optional("queue", event.queue.as_deref());
@@ -69,9 +72,16 @@ fn write_progress(progress: &ProgressFields, object: &mut Object<'_>) {
 /// Appends `text` as a JSON string. The text holds no NUL (see [`crate::text`]), so `jsonb` takes the result.
 pub(crate) fn write_string(text: &str, out: &mut String) {
     out.push('"');
+    // Most texts are plain; without a way out of the loop the compiler looks at many bytes at once.
+    let special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+    if !text.bytes().fold(false, |any, byte| any | special(byte)) {
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     let mut plain = 0;
     for (index, byte) in text.bytes().enumerate() {
-        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
+        if !special(byte) {
             continue;
         }
         out.push_str(text.get(plain..index).unwrap_or_default());
@@ -138,7 +148,26 @@ impl Object<'_> {
     fn integer(&mut self, key: &str, number: Option<i64>) {
         if let Some(number) = number {
             self.key(key);
-            push_fmt(self.out, format_args!("{number}"));
+            self.out.push_str(itoa::Buffer::new().format(number));
+        }
+    }
+
+    /// Seconds since the epoch, without the way over a float: the same digits.
+    fn time(&mut self, key: &str, time: Option<UnixMicros>) {
+        let Some(UnixMicros(micros)) = time else { return };
+        self.key(key);
+        if micros < 0 {
+            return write_number(UnixMicros(micros).as_seconds(), self.out);
+        }
+        self.out.push_str(itoa::Buffer::new().format(micros / MICROS));
+        let fraction = micros % MICROS;
+        if fraction != 0 {
+            // A leading one keeps the zeros after the point.
+            let mut digits = itoa::Buffer::new();
+            let digits = digits.format(MICROS + fraction);
+            self.out.push('.');
+            self.out
+                .push_str(digits.get(1..).unwrap_or_default().trim_end_matches('0'));
         }
     }
 

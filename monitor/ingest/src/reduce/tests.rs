@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use kanchi_broker::Framing;
 use kanchi_domain::{Limits, PayloadPolicy, PayloadStore};
+use kanchi_store::EventChunk;
 use kanchi_test_load::{Recording, Workload};
 use proptest::prelude::*;
 
 use super::*;
-use crate::prepare::{Message, prepare};
+use crate::gather::{Gathered, Gathering};
+use crate::message::{Message, Reading};
 
-fn prepared(tasks: u64) -> Vec<Prepared> {
+fn messages(tasks: u64) -> Vec<Message> {
     let recording = Recording::new(Workload::realistic(3), tasks, 10_000, 1_795_219_800_000_000);
     let messages = recording.messages.iter().zip(1..).map(|(message, tag)| Message {
         tag,
@@ -24,14 +26,24 @@ fn prepared(tasks: u64) -> Vec<Prepared> {
             compression: None,
         },
     });
-    let policy = PayloadPolicy {
+    messages.collect()
+}
+
+fn gathered(messages: &[Message]) -> Gathered {
+    let (mut gathering, mut reading) = (Gathering::default(), Reading::default());
+    for message in messages {
+        reading.read(message, &policy(), &Limits::DEFAULT);
+        gathering.push(message.clone(), &mut reading.decoded);
+    }
+    gathering.finish()
+}
+
+fn policy() -> PayloadPolicy {
+    PayloadPolicy {
         store: PayloadStore::Full,
         max_bytes: 65_536,
         redact_keys: Vec::new(),
-    };
-    messages
-        .map(|message| prepare(&message, &policy, &Limits::DEFAULT).0)
-        .collect()
+    }
 }
 
 /// What a store would hold.
@@ -64,7 +76,7 @@ impl Stored {
 }
 
 /// Stores messages in batches of these sizes, in turn; a batch whose turn says so fails once and is made again.
-fn stored(messages: &[Prepared], sizes: &[(usize, bool)], cache: usize) -> Stored {
+fn stored(messages: &[Message], sizes: &[(usize, bool)], cache: usize) -> Stored {
     let (mut reducer, mut stored) = (Reducer::new(cache), Stored::default());
     let mut left = messages;
     for (size, fails) in sizes.iter().cycle() {
@@ -74,12 +86,17 @@ fn stored(messages: &[Prepared], sizes: &[(usize, bool)], cache: usize) -> Store
         let (batch, rest) = left.split_at((*size).min(left.len()));
         left = rest;
         for last in if *fails { [false, true].as_slice() } else { &[true] } {
-            let missing = reducer.missing(batch);
+            let mut batch = gathered(batch);
+            if *fails && *last {
+                // What was refused is read again.
+                batch = Gathered::again(batch.messages, &policy(), &Limits::DEFAULT);
+            }
+            let missing = reducer.missing(&batch.tasks);
             let known = |id: &&str| Some(((*id).to_owned(), stored.facts.get(*id)?.clone()));
             let loaded = missing.iter().filter_map(known).collect();
-            let made = reducer.reduce(batch, loaded);
+            let made = reducer.reduce(batch.tasks, loaded);
             if *last {
-                stored.store(&chunks(batch), &made.changes);
+                stored.store(&batch.chunks, &made.changes);
                 reducer.committed(made);
             }
         }
@@ -96,7 +113,7 @@ proptest! {
         sizes in proptest::collection::vec((1..200_usize, proptest::bool::weighted(0.2)), 1..8),
         cache in prop_oneof![Just(0_usize), Just(20_000), Just(10_000_000)],
     ) {
-        let messages = prepared(200);
+        let messages = messages(200);
         let whole = stored(&messages, &[(usize::MAX, false)], 0);
         prop_assert_eq!(&stored(&messages, &sizes, cache), &whole);
         // Four events a task, four more for one in twenty.
