@@ -12,6 +12,7 @@ use crate::event::{Event, Repair, Repairs};
 use crate::reject::{Reject, RejectReason};
 use crate::time::UnixMicros;
 use build::Builder;
+pub(crate) use build::blank;
 
 mod build;
 mod compression;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::event::{Event, EventKind, PayloadField, PayloadFields, TaskId};
+use crate::orphan::Running;
 use crate::project::{self, TaskRow};
 use crate::text::boundary;
 use crate::time::UnixMicros;
@@ -66,9 +67,18 @@ pub(crate) enum Step {
     Progress = 11,
     /// Only texts, no fact.
     Steps = 12,
+    /// Kanchi's own: the process was given up.
+    Lost = 13,
+    /// Kanchi's own: it lives after all.
+    Back = 14,
 }
 
 impl Step {
+    /// Says whether this is what the task's senders told, and not Kanchi's own finding.
+    pub(crate) const fn is_told(self) -> bool {
+        !matches!(self, Self::Lost | Self::Back)
+    }
+
     fn of(kind: EventKind) -> Option<Self> {
         match kind {
             EventKind::TaskSent => Some(Self::Sent),
@@ -83,6 +93,8 @@ impl Step {
             EventKind::TaskCustom => Some(Self::Custom),
             EventKind::TaskProgress => Some(Self::Progress),
             EventKind::TaskSteps => Some(Self::Steps),
+            EventKind::WorkerLost => Some(Self::Lost),
+            EventKind::WorkerBack => Some(Self::Back),
             EventKind::WorkerOnline
             | EventKind::WorkerHeartbeat
             | EventKind::WorkerOffline
@@ -130,6 +142,7 @@ impl Step {
             | Self::Failed
             | Self::Succeeded => (8, 8),
             Self::Custom => (2, 6),
+            Self::Lost | Self::Back => (2, 4),
             Self::Progress | Self::Steps => (0, 0),
         }
     }
@@ -459,6 +472,11 @@ impl TaskFacts {
         let mut row = project::row(self);
         row.expire(now);
         row
+    }
+
+    /// Returns which process runs the task, as far as its events say; `None` while it waits or has ended.
+    pub fn running(&self) -> Option<Running> {
+        project::running(self)
     }
 
     pub(crate) fn facts(&self) -> &[Fact] {

@@ -8,6 +8,7 @@ mod decode;
 mod envelope;
 mod event;
 mod facts;
+mod orphan;
 mod payload;
 mod project;
 mod reject;
@@ -21,6 +22,7 @@ pub use event::{
     Event, EventId, EventKind, PayloadField, PayloadFields, ProgressFields, Repair, Repairs, TaskId, WorkerFields,
 };
 pub use facts::{Absorbed, FactsError, TaskFacts};
+pub use orphan::Running;
 pub use payload::{PayloadPolicy, PayloadStore};
 pub use project::{EXPIRY_GRACE, Progress, TaskRow};
 pub use reject::{Reject, RejectReason};

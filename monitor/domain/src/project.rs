@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::event::{PayloadField, PayloadFields, TaskId};
 use crate::facts::{Fact, Field, Flags, Step, TaskFacts, Texts, UNKNOWN};
+use crate::orphan::Running;
 use crate::state::{OutcomeClass, TaskMark, TaskState};
 use crate::time::UnixMicros;
 use attempts::{Life, Place};
@@ -152,6 +153,20 @@ pub(crate) fn row(facts: &TaskFacts) -> TaskRow {
     row
 }
 
+/// Returns which process runs the task, as far as its events say.
+pub(crate) fn running(facts: &TaskFacts) -> Option<Running> {
+    let life = Life::of(facts.facts());
+    let delivery = decisive(&life, life.newest()).filter(|delivery| delivery.is_running())?;
+    let began = delivery.started.or(delivery.received).or(delivery.latest)?;
+    Some(Running {
+        hostname: Arc::clone(delivery.host),
+        pid: Some(delivery.pid).filter(|pid| *pid != UNKNOWN),
+        began: UnixMicros(began.key.at),
+        latest: UnixMicros(delivery.latest.unwrap_or(began).key.at),
+        lost: delivery.lost.map(|fact| UnixMicros(fact.key.at)),
+    })
+}
+
 /// Returns the delivery that decides the state of an attempt: the one that ended it, by Celery's precedence; else the
 /// newest.
 fn decisive<'l, 'f>(life: &'l Life<'f>, place: Place) -> Option<&'l Delivery<'f>> {
@@ -169,11 +184,13 @@ impl TaskRow {
         if waits && !was_started && life.is_retry(place) {
             self.state = TaskState::Retry;
         }
-        self.mark = if place.retries == 0 {
-            None
-        } else if self.state == TaskState::Success {
+        let is_retry = place.retries > 0;
+        let ended = decisive.and_then(Delivery::end);
+        let was_lost = |delivery: &Delivery<'_>| delivery.first_lost.is_some_and(|lost| Some(lost) < ended);
+        let survived = || life.deliveries_at(place).any(was_lost);
+        self.mark = if self.state == TaskState::Success && (is_retry || survived()) {
             Some(TaskMark::Recovered)
-        } else if self.state == TaskState::Failure {
+        } else if self.state == TaskState::Failure && is_retry {
             Some(TaskMark::Critical)
         } else {
             None
@@ -205,6 +222,7 @@ impl TaskRow {
                 .facts()
                 .iter()
                 .map(|fact| &fact.key)
+                .filter(|key| key.step.is_told())
                 .chain(facts.all_texts().iter().map(|texts| &texts.key))
         };
         let known = || times().map(|key| key.at).filter(|at| *at != UNKNOWN).map(UnixMicros);
@@ -340,6 +358,9 @@ fn default_queue(sent: Option<&Texts>) -> Option<Arc<str>> {
 }
 
 fn state_of(delivery: &Delivery<'_>) -> TaskState {
+    if delivery.lost.is_some() {
+        return TaskState::Orphaned;
+    }
     match delivery.phase {
         Phase::Waiting | Phase::Requeued => TaskState::Pending,
         Phase::Received => TaskState::Received,

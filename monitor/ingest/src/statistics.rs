@@ -77,7 +77,9 @@ impl Tally {
             | EventKind::WorkerHeartbeat
             | EventKind::WorkerOffline
             | EventKind::WorkerOther
-            | EventKind::Custom => return,
+            | EventKind::Custom
+            | EventKind::WorkerLost
+            | EventKind::WorkerBack => return,
         };
         self.add(minute(at), name.cloned().unwrap_or_default(), transition, 1, 0.0);
     }

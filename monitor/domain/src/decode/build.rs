@@ -326,7 +326,8 @@ fn is_delay_prefix(prefix: &[u8]) -> bool {
     prefix.chunks_exact(2).all(|pair| matches!(pair, [b'0' | b'1', b'.']))
 }
 
-fn blank(arrived: UnixMicros, sender: &Arc<str>) -> Event {
+/// Returns an event that says nothing.
+pub(crate) fn blank(arrived: UnixMicros, sender: &Arc<str>) -> Event {
     Event {
         kind: EventKind::Custom,
         type_name: "".into(),

@@ -43,6 +43,8 @@ pub(super) fn write(event: &Event, out: &mut String) {
     if let Some(progress) = &event.progress {
         write_progress(progress, &mut object);
     }
+    // An event of the wire that calls itself so has its unknown fields in `extra`, and cannot say this.
+    object.optional("told_by", event.kind.is_own().then_some("kanchi"));
     object.raw("extra", event.extra.as_deref());
     object.names("repaired", event.repairs.iter().map(super::Repair::as_str));
     object.names("cut", event.cut.iter().map(super::PayloadField::as_str));

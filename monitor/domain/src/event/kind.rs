@@ -39,11 +39,15 @@ pub enum EventKind {
     WorkerOther,
     /// Anything else an application sends.
     Custom,
+    /// `kanchi-worker-lost`: the process that ran a task was given up. Kanchi's own, see [`super::Event::worker_lost`].
+    WorkerLost,
+    /// `kanchi-worker-back`: that process lives after all. Kanchi's own.
+    WorkerBack,
 }
 
 impl EventKind {
     /// All kinds, for metrics that start at zero.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::TaskSent,
         Self::TaskReceived,
         Self::TaskStarted,
@@ -61,9 +65,12 @@ impl EventKind {
         Self::WorkerOffline,
         Self::WorkerOther,
         Self::Custom,
+        Self::WorkerLost,
+        Self::WorkerBack,
     ];
 
-    /// Returns the kind of a `type`.
+    /// Returns the kind of a `type` on the wire. Kanchi's own kinds are never among them: an event that calls itself so is an
+    /// application's.
     pub fn of(type_name: &str) -> Self {
         match type_name {
             "task-sent" => Self::TaskSent,
@@ -106,6 +113,8 @@ impl EventKind {
             Self::WorkerOffline => "worker-offline",
             Self::WorkerOther => "worker-other",
             Self::Custom => "custom",
+            Self::WorkerLost => "kanchi-worker-lost",
+            Self::WorkerBack => "kanchi-worker-back",
         }
     }
 
@@ -126,7 +135,9 @@ impl EventKind {
             | Self::TaskSteps
             | Self::WorkerOnline
             | Self::WorkerHeartbeat
-            | Self::WorkerOffline => self.as_str().into(),
+            | Self::WorkerOffline
+            | Self::WorkerLost
+            | Self::WorkerBack => self.as_str().into(),
         }
     }
 
@@ -143,7 +154,9 @@ impl EventKind {
             | Self::TaskRevoked
             | Self::TaskCancelled
             | Self::TaskProgress
-            | Self::TaskSteps => true,
+            | Self::TaskSteps
+            | Self::WorkerLost
+            | Self::WorkerBack => true,
             Self::TaskCustom
             | Self::WorkerOnline
             | Self::WorkerHeartbeat
@@ -163,6 +176,11 @@ impl EventKind {
 
     /// Says whether this is a step in a task's life that Celery itself reports.
     pub const fn is_lifecycle(self) -> bool {
-        self.needs_task() && !matches!(self, Self::TaskProgress | Self::TaskSteps)
+        self.needs_task() && !matches!(self, Self::TaskProgress | Self::TaskSteps) && !self.is_own()
+    }
+
+    /// Says whether events of this kind are Kanchi's own findings, and never come from the wire.
+    pub const fn is_own(self) -> bool {
+        matches!(self, Self::WorkerLost | Self::WorkerBack)
     }
 }

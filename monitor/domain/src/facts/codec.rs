@@ -273,7 +273,7 @@ impl Reader<'_> {
 }
 
 fn step_of(number: u8) -> Option<Step> {
-    const STEPS: [Step; 12] = [
+    const STEPS: [Step; 14] = [
         Step::Sent,
         Step::Received,
         Step::Started,
@@ -286,6 +286,8 @@ fn step_of(number: u8) -> Option<Step> {
         Step::Succeeded,
         Step::Progress,
         Step::Steps,
+        Step::Lost,
+        Step::Back,
     ];
     STEPS.into_iter().find(|step| *step as u8 == number)
 }

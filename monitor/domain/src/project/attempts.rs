@@ -29,6 +29,7 @@ impl<'f> Life<'f> {
         for (index, fact) in facts.iter().enumerate() {
             match fact.key.step {
                 Step::Sent => sent.push((Place::default(), index, fact)),
+                Step::Lost | Step::Back => lanes.judge(index, fact),
                 Step::Received
                 | Step::Started
                 | Step::Custom
@@ -338,6 +339,15 @@ impl<'f> Lanes<'f> {
             }
         }
         Some(opened)
+    }
+
+    /// Kanchi's own finding about a process: it is about what that worker runs, and begins nothing.
+    fn judge(&mut self, index: usize, fact: &'f Fact) {
+        let lane = self.workers.iter().find(|lane| *lane.host == *fact.key.host);
+        let current = lane.and_then(|lane| lane.current);
+        if let Some(delivery) = current.and_then(|current| self.deliveries.get_mut(current)) {
+            delivery.judge(index, fact);
+        }
     }
 
     /// Custom events come from pool processes as well; they join what their worker does, else what began last.

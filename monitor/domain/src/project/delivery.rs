@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::facts::{Fact, Flags, Step};
+use crate::facts::{Fact, Flags, Step, UNKNOWN};
 
 /// How far a delivery has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Phase {
             Step::Revoked => Self::Revoked,
             Step::Failed => Self::Failure,
             Step::Succeeded => Self::Success,
-            Step::Sent | Step::Progress | Step::Steps => Self::Waiting,
+            Step::Sent | Step::Progress | Step::Steps | Step::Lost | Step::Back => Self::Waiting,
         }
     }
 }
@@ -72,6 +72,12 @@ pub(super) struct Delivery<'f> {
     pub(super) received: Option<&'f Fact>,
     pub(super) started: Option<&'f Fact>,
     pub(super) retried: Option<&'f Fact>,
+    /// Its latest fact.
+    pub(super) latest: Option<&'f Fact>,
+    /// Its process was given up while the task ran, and nothing was heard of either since.
+    pub(super) lost: Option<&'f Fact>,
+    /// Index of the fact that first made it so, whatever came after.
+    pub(super) first_lost: Option<usize>,
 }
 
 impl<'f> Delivery<'f> {
@@ -86,6 +92,9 @@ impl<'f> Delivery<'f> {
             received: None,
             started: None,
             retried: None,
+            latest: None,
+            lost: None,
+            first_lost: None,
         }
     }
 
@@ -106,8 +115,30 @@ impl<'f> Delivery<'f> {
         self.phase.precedence()
     }
 
+    /// Says whether the task runs here, by all that its events say.
+    pub(super) const fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Started | Phase::Custom)
+    }
+
+    /// Adds what Kanchi found out about a process of this worker.
+    pub(super) fn judge(&mut self, index: usize, fact: &'f Fact) {
+        let other = self.pid != fact.key.pid && self.pid != UNKNOWN && fact.key.pid != UNKNOWN;
+        if other || !self.is_running() {
+            return;
+        }
+        if fact.key.step == Step::Lost {
+            self.lost = Some(fact);
+            self.first_lost.get_or_insert(index);
+        } else {
+            self.lost = None;
+        }
+    }
+
     /// Adds the next fact.
     pub(super) fn apply(&mut self, index: usize, fact: &'f Fact) {
+        // Whatever it says, somebody lives who can say it.
+        self.lost = None;
+        self.latest = Some(fact);
         match fact.key.step {
             Step::Received => self.received = Some(fact),
             Step::Started => self.started = Some(fact),
@@ -120,7 +151,9 @@ impl<'f> Delivery<'f> {
             | Step::Failed
             | Step::Succeeded
             | Step::Progress
-            | Step::Steps => {}
+            | Step::Steps
+            | Step::Lost
+            | Step::Back => {}
         }
         let new = Phase::of(fact);
         // An end that is told twice ended the first time.
