@@ -3,15 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mimalloc::MiMalloc;
 
 mod args;
 mod owner;
 mod run;
-
-/// Texts of events are made on one thread and dropped on another, which is what this allocator is good at.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();

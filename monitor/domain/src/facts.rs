@@ -31,6 +31,27 @@ pub enum FactsError {
     Damaged(usize),
 }
 
+/// A step of a task, as the facts know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskStep {
+    /// The kind of event that told of it.
+    pub kind: EventKind,
+    /// When, by the sender's clock; `None` where it told no time.
+    pub at: Option<UnixMicros>,
+    /// Node name of the sender.
+    pub hostname: Arc<str>,
+}
+
+impl TaskStep {
+    fn of(fact: &Fact) -> Self {
+        Self {
+            kind: fact.key.step.kind(),
+            at: fact.time(),
+            hostname: Arc::clone(&fact.key.host),
+        }
+    }
+}
+
 /// What an event did to the facts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absorbed {
@@ -118,6 +139,8 @@ impl Step {
             Self::Succeeded => EventKind::TaskSucceeded,
             Self::Progress => EventKind::TaskProgress,
             Self::Steps => EventKind::TaskSteps,
+            Self::Lost => EventKind::WorkerLost,
+            Self::Back => EventKind::WorkerBack,
         }
     }
 
@@ -409,22 +432,19 @@ impl TaskFacts {
         if changed { Absorbed::New } else { Absorbed::Known }
     }
 
-    /// Adds all that `newer` knows, and tells `step` of each step that was not known: its kind and, where it has one, its
-    /// time. Says whether anything changed.
-    pub fn absorb_all(&mut self, newer: Self, mut step: impl FnMut(EventKind, Option<UnixMicros>)) -> bool {
+    /// Adds all that `newer` knows, and appends to `steps` those that were not known. Says whether anything changed.
+    pub fn absorb_all(&mut self, newer: Self, steps: &mut Vec<TaskStep>) -> bool {
         if self.is_empty() {
             *self = newer;
-            for fact in &self.facts {
-                step(fact.key.step.kind(), fact.time());
-            }
+            steps.extend(self.facts.iter().map(TaskStep::of));
             return !self.is_empty();
         }
         let mut changed = false;
         for fact in newer.facts {
-            let (kind, time) = (fact.key.step.kind(), fact.time());
+            let step = TaskStep::of(&fact);
             if self.keep_fact(fact) {
                 changed = true;
-                step(kind, time);
+                steps.push(step);
             }
         }
         for texts in newer.texts {

@@ -21,7 +21,7 @@ pub use envelope::{Envelope, decode_virtual_envelope};
 pub use event::{
     Event, EventId, EventKind, PayloadField, PayloadFields, ProgressFields, Repair, Repairs, TaskId, WorkerFields,
 };
-pub use facts::{Absorbed, FactsError, TaskFacts};
+pub use facts::{Absorbed, FactsError, TaskFacts, TaskStep};
 pub use orphan::Running;
 pub use payload::{PayloadPolicy, PayloadStore};
 pub use project::{EXPIRY_GRACE, Progress, TaskRow};

@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use kanchi_domain::{EventKind, TaskFacts, TaskRow, UnixMicros};
+use kanchi_domain::{TaskFacts, TaskRow, TaskStep, UnixMicros};
 use kanchi_store::{LiveTask, TaskChanges};
 
 use crate::cache::{Cache, Weigh};
@@ -42,7 +42,7 @@ pub struct Reducer {
     /// Where facts are encoded before their size is known.
     scratch: Vec<u8>,
     /// The new steps of one task.
-    steps: Vec<(EventKind, Option<UnixMicros>)>,
+    steps: Vec<TaskStep>,
 }
 
 impl Reducer {
@@ -101,13 +101,13 @@ impl Reducer {
     ) -> (Known, Option<LiveTask>) {
         let mut facts = known.decode(id);
         self.steps.clear();
-        let changed = facts.absorb_all(news, |kind, at| self.steps.push((kind, at)));
+        let changed = facts.absorb_all(news, &mut self.steps);
         if !changed && known.maybe_stored {
             return (known, None);
         }
         let row: TaskRow = facts.project();
-        for (kind, at) in &self.steps {
-            tally.step(*kind, at.unwrap_or(arrived), row.name.as_ref());
+        for step in &self.steps {
+            tally.step(step.kind, step.at.unwrap_or(arrived), row.name.as_ref());
         }
         let counted = Counted::of(&row);
         tally.change(&known.counted, &counted);
