@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::cache::{Cache, Weigh};
 use crate::prepare::Prepared;
-use crate::statistics::{Counted, Tally};
+use crate::statistics::{Counted, Labels, Tally};
 
 /// Events in one chunk; its count is 16 bits wide, and one huge task must not make one huge row.
 const MAX_CHUNK_EVENTS: usize = 1_000;
@@ -33,7 +33,7 @@ pub struct Known {
 
 impl Weigh for Known {
     fn weight(&self) -> usize {
-        self.facts.len() + self.counted.weight()
+        self.facts.len()
     }
 }
 
@@ -57,6 +57,7 @@ pub struct Reducer {
     cache: Cache<Known>,
     /// Where facts are encoded before their size is known.
     scratch: Vec<u8>,
+    labels: Labels,
 }
 
 /// The events of a batch, those of one task (or of none) side by side, in the order in which the tasks came first.
@@ -96,6 +97,7 @@ impl Reducer {
         Self {
             cache: Cache::new(budget),
             scratch: Vec::new(),
+            labels: Labels::default(),
         }
     }
 
@@ -120,14 +122,14 @@ impl Reducer {
     pub fn reduce(&mut self, messages: &[Prepared], mut loaded: HashMap<String, Vec<u8>>) -> Reduced {
         let grouped = Grouped::of(messages);
         let mut tasks = Vec::with_capacity(grouped.tasks);
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(&mut self.labels);
         let mut touched = Vec::with_capacity(grouped.tasks);
         for events in grouped.iter() {
             let Some(id) = id_of(events) else { continue };
             let known = self
                 .cache
                 .take(&id)
-                .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id)));
+                .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id), &mut self.labels));
             let (known, task) = self.absorb(&id, known, events, &mut tally);
             tasks.extend(task);
             touched.push((id, known));
@@ -163,10 +165,10 @@ impl Reducer {
             return (known, None);
         }
         let row: TaskRow = facts.project();
+        let counted = self.labels.counted(&row);
         for event in new {
-            tally.step(event, row.name.as_ref());
+            tally.step(event, &facts, &counted, &mut self.labels);
         }
-        let counted = Counted::of(&row);
         tally.change(&known.counted, &counted);
         known.counted = counted;
         self.scratch.clear();
@@ -197,14 +199,14 @@ impl Reducer {
 }
 
 impl Known {
-    fn load(id: &str, stored: Option<Vec<u8>>) -> Self {
+    fn load(id: &str, stored: Option<Vec<u8>>, labels: &mut Labels) -> Self {
         let mut known = Self {
             maybe_stored: stored.is_some(),
             facts: stored.unwrap_or_default().into(),
             counted: Counted::default(),
         };
         if known.maybe_stored {
-            known.counted = Counted::of(&known.decode(id).project());
+            known.counted = labels.counted(&known.decode(id).project());
         }
         known
     }
