@@ -31,6 +31,15 @@ pub(crate) fn upkeep(args: &UpkeepArgs) -> ExitCode {
     }
     as_owner(&args.owner, "upkeep done", async |admin| {
         tell(admin.upkeep(now).await?, "this upkeep");
+        let mut taken = 0;
+        loop {
+            let done = admin.roll_up().await?;
+            taken += done.taken;
+            if !done.more {
+                break;
+            }
+        }
+        tracing::info!(taken, "statistics rolled up");
         Ok(())
     })
 }

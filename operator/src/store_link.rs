@@ -49,6 +49,12 @@ const PURGES: Duration = Duration::from_secs(15);
 /// A purge rests so many times as long as it worked: it takes at most a quarter of what one session can.
 const PURGE_THROTTLE: u32 = 3;
 
+/// How often statistics are rolled up: what charts have to add up by themselves grows until then.
+const ROLL_UPS: Duration = Duration::from_secs(30);
+
+/// A roll-up that has more to do rests so many times as long as it worked.
+const ROLL_UP_THROTTLE: u32 = 3;
+
 /// A purge rests at least so long between two steps.
 const PURGE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -390,6 +396,7 @@ impl StoreLink {
             error = Box::pin(keep_up(admin)) => Ended::Failed(error),
             never = Box::pin(self.say_farewells(admin)) => match never {},
             never = Box::pin(purge(admin)) => match never {},
+            never = Box::pin(roll_up(admin)) => match never {},
         }
     }
 
@@ -497,6 +504,22 @@ async fn purge(admin: &StoreAdmin) -> Infallible {
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "histories not purged, trying again");
                 backoff::jittered(PURGES)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Rolls statistics up, a little at a time.
+async fn roll_up(admin: &StoreAdmin) -> Infallible {
+    loop {
+        let began = Instant::now();
+        let pause = match bounded("roll up statistics", LONG_LIMIT, admin.roll_up()).await {
+            Ok(done) if done.more => began.elapsed() * ROLL_UP_THROTTLE,
+            Ok(_) => backoff::jittered(ROLL_UPS),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "statistics not rolled up, trying again");
+                backoff::jittered(ROLL_UPS)
             }
         };
         tokio::time::sleep(pause).await;

@@ -95,7 +95,7 @@ pub struct Retention {
     pub failed: RetentionClass,
     /// Single events. One of 1d, 3d, 7d, 14d, 30d, 90d, 365d.
     pub events: RetentionClass,
-    /// Counts per minute. One of 1d, 3d, 7d, 14d, 30d, 90d, 365d.
+    /// Counts and histograms by day; by hour 90d, by minute 14d at most. One of 1d, 3d, 7d, 14d, 30d, 90d, 365d.
     pub statistics: RetentionClass,
 }
 

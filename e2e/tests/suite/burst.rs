@@ -26,6 +26,7 @@ struct Totals {
     tasks: i64,
     successes: i64,
     counted: i64,
+    not_rolled_up: i64,
 }
 
 #[derive(Deserialize)]
@@ -126,7 +127,7 @@ async fn exactly(scope: &Scope, published: &str) -> anyhow::Result<()> {
     let (tasks, events) = (i64::try_from(ids.len())?, i64::try_from(ids.len() * EVENTS_PER_TASK)?);
     until("every event stored", Duration::from_secs(180), || async {
         let stored = totals(scope).await?;
-        let done = stored.events >= events && stored.successes >= tasks && stored.counted >= tasks;
+        let done = stored.events >= events && stored.successes >= tasks && stored.not_rolled_up == 0;
         Ok(seen(done, (), |()| format!("{stored:?} of {events} events")))
     })
     .await?;
@@ -166,7 +167,8 @@ async fn totals(scope: &Scope) -> anyhow::Result<Totals> {
            (select coalesce(sum(g.event_count), 0) from kanchi.event_chunk g {of} where g.task_id in (select task_id from {TASKS} t where name = 'burst.task')) as events,
            (select count(*) from {TASKS} t {of_t} where t.name = 'burst.task') as tasks,
            (select count(*) from {TASKS} t {of_t} where t.name = 'burst.task' and t.state = 'SUCCESS') as successes,
-           (select coalesce(sum(g.count), 0) from kanchi.task_statistic g {of} where g.task_name = 'burst.task' and g.transition = 'succeeded') as counted",
+           (select coalesce(sum(g.succeeded), 0)::bigint from kanchi.statistic g {of} where g.dimension = 'task' and g.key = 'burst.task' and g.step_seconds = 60) as counted,
+           (select count(*) from kanchi.statistic_delta g {of}) as not_rolled_up",
         of = of(scope, "g"),
         of_t = of(scope, "t"),
     );

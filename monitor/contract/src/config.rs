@@ -144,7 +144,7 @@ pub struct Retention {
     pub failed_days: u16,
     /// Single events.
     pub events_days: u16,
-    /// Counts per minute.
+    /// Counts and histograms by day; by hour 90 days, by minute 14 at most.
     pub statistics_days: u16,
 }
 

@@ -499,6 +499,27 @@ impl TaskFacts {
         project::running(self)
     }
 
+    /// Returns how long the delivery that this start belongs to had waited, in microseconds: since `task-sent` of its
+    /// attempt, or where that is not known since the worker received it, and not before its eta. Zero where clocks differ
+    /// by more than the wait; `None` where neither is known, or the step is another or has no time.
+    pub fn waited(&self, started: &TaskStep) -> Option<u64> {
+        let UnixMicros(at) = started.at.filter(|_| started.kind == EventKind::TaskStarted)?;
+        let steps = |step: Step| {
+            self.facts
+                .iter()
+                .filter(move |fact| fact.key.step == step && fact.key.at != UNKNOWN)
+        };
+        let received = steps(Step::Received).rfind(|fact| fact.key.host == started.hostname && fact.key.at <= at);
+        let retries = received.and_then(|fact| fact.retries);
+        let mut sent =
+            steps(Step::Sent).filter(|fact| retries.is_none() || fact.retries.is_none() || fact.retries == retries);
+        let first = sent.clone().next();
+        let call = sent.rfind(|fact| fact.key.at <= at).or(first).or(received)?;
+        let eta = received.or(Some(call)).and_then(|fact| fact.eta);
+        let since = eta.map_or(call.key.at, |eta| eta.max(call.key.at));
+        Some(u64::try_from(at.saturating_sub(since)).unwrap_or(0))
+    }
+
     pub(crate) fn facts(&self) -> &[Fact] {
         &self.facts
     }

@@ -28,7 +28,7 @@ fn finding(told: Event) -> Event {
         _ => return told,
     };
     let running = Running {
-        hostname: told.hostname.clone(),
+        hostname: Arc::clone(&told.hostname),
         pid: told.pid,
         began: UnixMicros(0),
         latest: UnixMicros(0),

@@ -9,7 +9,7 @@ use kanchi_store::{LiveTask, TaskChanges};
 
 use crate::cache::{Cache, Weigh};
 use crate::gather::TaskNews;
-use crate::statistics::{Counted, Tally};
+use crate::statistics::{Counted, Labels, Tally};
 
 /// What is kept of a task between batches.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct Known {
 
 impl Weigh for Known {
     fn weight(&self) -> usize {
-        self.facts.len() + self.counted.weight()
+        self.facts.len()
     }
 }
 
@@ -43,6 +43,7 @@ pub struct Reducer {
     scratch: Vec<u8>,
     /// The new steps of one task.
     steps: Vec<TaskStep>,
+    labels: Labels,
 }
 
 impl Reducer {
@@ -52,6 +53,7 @@ impl Reducer {
             cache: Cache::new(budget),
             scratch: Vec::new(),
             steps: Vec::new(),
+            labels: Labels::default(),
         }
     }
 
@@ -70,13 +72,13 @@ impl Reducer {
     /// Merges news with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
     pub fn reduce(&mut self, news: Vec<TaskNews>, mut loaded: HashMap<String, Vec<u8>>) -> Reduced {
         let mut tasks = Vec::with_capacity(news.len());
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(&mut self.labels);
         let mut touched = Vec::with_capacity(news.len());
         for TaskNews { id, facts, arrived } in news {
             let known = self
                 .cache
                 .take(&id)
-                .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id)));
+                .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id), &mut self.labels));
             let (known, task) = self.absorb(&id, known, facts, arrived, &mut tally);
             tasks.extend(task);
             touched.push((id, known));
@@ -106,10 +108,10 @@ impl Reducer {
             return (known, None);
         }
         let row: TaskRow = facts.project();
+        let counted = self.labels.counted(&row);
         for step in &self.steps {
-            tally.step(step.kind, step.at.unwrap_or(arrived), row.name.as_ref());
+            tally.step(step, arrived, &facts, &counted, &mut self.labels);
         }
-        let counted = Counted::of(&row);
         tally.change(&known.counted, &counted);
         known.counted = counted;
         self.scratch.clear();
@@ -140,14 +142,14 @@ impl Reducer {
 }
 
 impl Known {
-    fn load(id: &str, stored: Option<Vec<u8>>) -> Self {
+    fn load(id: &str, stored: Option<Vec<u8>>, labels: &mut Labels) -> Self {
         let mut known = Self {
             maybe_stored: stored.is_some(),
             facts: stored.unwrap_or_default().into(),
             counted: Counted::default(),
         };
         if known.maybe_stored {
-            known.counted = Counted::of(&known.decode(id).project());
+            known.counted = labels.counted(&known.decode(id).project());
         }
         known
     }

@@ -156,19 +156,62 @@ create index task_finished on kanchi.task (broker_id, finished_at);
 
 -- === Counts ===
 
-create table kanchi.task_statistic (
+-- What batches add, one row for each minute that a batch has transitions of; the leader takes them away as it rolls up.
+create table kanchi.statistic_delta (
+    broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
+        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
+    stored_at timestamptz not null default now(),
+    -- Within the calendar: the leader calculates with it.
+    minute timestamptz not null check (minute >= '0001-01-01 00:00:00+00' and minute < '10000-01-01 00:00:00+00'),
+    -- All keys of the minute: see monitor/store/src/statistics/codec.rs.
+    payload bytea not null check (octet_length(payload) <= 65536)
+) with (toast_tuple_target = 8160);
+-- A row mostly stays within its page, and none is compressed: it is gone before that pays.
+alter table kanchi.statistic_delta alter column payload set storage external;
+create index statistic_delta_minute on kanchi.statistic_delta (broker_id, minute);
+
+-- Rolled up: a row for each minute (kept 14 days at most), each hour (90) and each day (as the broker says), in UTC. What
+-- comes late is added; what is stored after midnight, or in another class, has a row of its own: whoever reads adds up.
+create table kanchi.statistic (
     broker_id integer not null,
     retention_days smallint not null,
     -- Midnight (UTC) of the day of storage: chooses the partition.
     stored_at timestamptz not null,
-    minute timestamptz not null,
-    task_name text not null,
-    transition text not null,
-    count bigint not null,
-    runtime_sum double precision not null,
-    runtime_max double precision not null,
-    primary key (broker_id, minute, task_name, transition, retention_days, stored_at)
+    -- 60, 3600 or 86400.
+    step_seconds integer not null,
+    -- Where the minute, hour or day begins.
+    starts_at timestamptz not null,
+    -- all, task, queue or worker.
+    dimension text not null,
+    key text not null,
+    sent bigint not null,
+    received bigint not null,
+    started bigint not null,
+    retried bigint not null,
+    succeeded bigint not null,
+    failed bigint not null,
+    revoked bigint not null,
+    rejected bigint not null,
+    expired bigint not null,
+    orphaned bigint not null,
+    recovered bigint not null,
+    critical bigint not null,
+    runtime_micros bigint not null,
+    runtime bytea not null,
+    wait_micros bigint not null,
+    wait bytea not null,
+    primary key (broker_id, step_seconds, dimension, starts_at, key, retention_days, stored_at)
 ) partition by list (retention_days);
+
+-- One roll-up at a time; what the last one did.
+create table kanchi.roll_up (
+    singleton boolean primary key default true check (singleton),
+    ran_at timestamptz,
+    -- Delta rows taken, and those of them that could not be read, since the schema was made.
+    taken bigint not null default 0,
+    damaged bigint not null default 0
+);
+insert into kanchi.roll_up default values;
 
 create table kanchi.queue_sample (
     broker_id integer not null,

@@ -6,7 +6,7 @@ declare
     parent text;
     class integer;
 begin
-    foreach parent in array array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample'] loop
+    foreach parent in array array['event_chunk', 'task', 'statistic', 'queue_sample', 'worker_sample'] loop
         foreach class in array array[1, 3, 7, 14, 30, 90, 365] loop
             execute format('create table kanchi.%I partition of kanchi.%I for values in (%s) partition by range (stored_at)',
                 parent || '_' || class, parent, class);
@@ -26,7 +26,7 @@ $$;
 create function kanchi.stranded_days() returns table (table_name text, class integer, day integer)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-    foreach table_name in array array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample'] loop
+    foreach table_name in array array['event_chunk', 'task', 'statistic', 'queue_sample', 'worker_sample'] loop
         foreach class in array array[1, 3, 7, 14, 30, 90, 365] loop
             for day in execute format('select distinct floor(extract(epoch from stored_at) / 86400)::integer
                 from kanchi.%I', table_name || '_' || class || '_default')
@@ -52,7 +52,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
                 || to_char(date '1970-01-01' + day / width * width, 'YYYYMMDD') as leaf_name
         from (
             select table_name, class, kanchi.partition_days(class) as width, day
-            from unnest(array['event_chunk', 'task', 'task_statistic', 'queue_sample', 'worker_sample']) as table_name,
+            from unnest(array['event_chunk', 'task', 'statistic', 'queue_sample', 'worker_sample']) as table_name,
                 unnest(array[1, 3, 7, 14, 30, 90, 365]) as class,
                 generate_series(
                     (extract(epoch from p_now) / 86400)::integer - 1,
@@ -89,7 +89,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
             to_date((regexp_match(relname, '_(\d+)_(\d{8})$'))[2], 'YYYYMMDD') as day
         from pg_class
         where relnamespace = 'kanchi'::regnamespace and relkind = 'r' and relispartition
-            and relname ~ '^(event_chunk|task|task_statistic|queue_sample|worker_sample)_\d+_\d{8}$'
+            and relname ~ '^(event_chunk|task|statistic|queue_sample|worker_sample)_\d+_\d{8}$'
     ) as leaves
     where timestamptz 'epoch' + make_interval(days => (day - date '1970-01-01') + kanchi.partition_days(class) + class)
         <= p_now

@@ -112,23 +112,6 @@ begin
         where broker_id = b order by dead_letter_id desc offset 1000 limit 1);
 end $$;
 
-create function kanchi.save_statistics(p_statistics jsonb, p_class smallint) returns void
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    insert into kanchi.task_statistic as s (broker_id, retention_days, stored_at, minute, task_name, transition, count,
-        runtime_sum, runtime_max)
-    select kanchi.current_broker(), p_class, date_trunc('day', now() at time zone 'UTC') at time zone 'UTC',
-        kanchi.micros(r.minute), left(r.task_name, 255), left(r.transition, 64), sum(r.count), sum(coalesce(r.runtime_sum, 0)),
-        max(coalesce(r.runtime_max, 0))
-    from jsonb_to_recordset(p_statistics) as r (minute bigint, task_name text, transition text, count bigint,
-        runtime_sum double precision, runtime_max double precision)
-    group by 4, 5, 6
-    order by 4, 5, 6
-    on conflict (broker_id, minute, task_name, transition, retention_days, stored_at) do update set
-        count = s.count + excluded.count,
-        runtime_sum = s.runtime_sum + excluded.runtime_sum,
-        runtime_max = greatest(s.runtime_max, excluded.runtime_max)
-$$;
-
 -- First statement of a batch's transaction: claims the batch id and everything small. False: committed before.
 create function kanchi.commit_batch(p_batch uuid, p_epoch bigint, p_digests bytea, p_workers jsonb,
     p_dead_letters jsonb, p_gaps jsonb) returns boolean
@@ -408,8 +391,10 @@ create view kanchi.own_task_live with (security_barrier) as
     select * from kanchi.task_live where broker_id = kanchi.current_broker();
 create view kanchi.own_task with (security_barrier) as
     select * from kanchi.task where broker_id = kanchi.current_broker();
-create view kanchi.own_task_statistic with (security_barrier) as
-    select * from kanchi.task_statistic where broker_id = kanchi.current_broker();
+create view kanchi.own_statistic_delta with (security_barrier) as
+    select * from kanchi.statistic_delta where broker_id = kanchi.current_broker();
+create view kanchi.own_statistic with (security_barrier) as
+    select * from kanchi.statistic where broker_id = kanchi.current_broker();
 create view kanchi.own_queue_sample with (security_barrier) as
     select * from kanchi.queue_sample where broker_id = kanchi.current_broker();
 create view kanchi.own_worker_sample with (security_barrier) as

@@ -22,6 +22,7 @@ begin
     execute format('grant insert (retention_days, task_id, state, mark, name, queue, queue_inferred, worker, retries, root_id,
         parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args, kwargs, result, exception,
         facts) on kanchi.task to %I', p_role);
+    execute format('grant insert (minute, payload) on kanchi.statistic_delta to %I', p_role);
     for item in select relname from pg_class
         where relnamespace = 'kanchi'::regnamespace and relkind = 'v' and relname like 'own\_%'
     loop
@@ -29,7 +30,7 @@ begin
     end loop;
     foreach item in array array[
         'schema_version()', 'shared_broker()', 'current_broker()', 'begin_epoch(text)',
-        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)', 'save_statistics(jsonb, smallint)',
+        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)',
         'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])',
         'load_facts(text[])', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
         'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',

@@ -34,7 +34,7 @@ const CONNECTIONS: u32 = 4;
 #[derive(Clone, Debug)]
 pub struct StoreAdmin {
     url: StoreUrl,
-    pool: PgPool,
+    pub(crate) pool: PgPool,
     /// For monitors, where this user may not create roles.
     shared: Option<SharedRole>,
 }

@@ -13,6 +13,7 @@ pub mod error;
 pub mod model;
 pub mod reader;
 pub mod retention;
+pub mod statistics;
 pub mod url;
 pub mod writer;
 
@@ -27,10 +28,11 @@ pub use admin::{
 pub use error::{Error, ErrorKind, Result};
 pub use kanchi_domain::UnixMicros;
 pub use model::{
-    Batch, BatchHead, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, TaskChanges, WorkerRow,
+    Batch, BatchHead, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, QueueRow, TaskChanges, WorkerRow,
 };
 pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};
+pub use statistics::{RolledUp, StatisticDelta};
 pub use url::StoreUrl;
 pub use writer::{Epoch, Previous, Settled, StoreReporter, StoreWriter};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kanchi_domain::{TaskRow, UnixMicros};
 use uuid::Uuid;
 
+use crate::statistics::StatisticDelta;
 use crate::writer::Epoch;
 
 /// Everything that one transaction stores: all of it or nothing.
@@ -40,8 +41,8 @@ pub struct BatchHead {
 pub struct TaskChanges {
     /// Tasks whose facts grew.
     pub tasks: Vec<LiveTask>,
-    /// Counts, at most one entry for each (minute, task name, transition).
-    pub statistics: Vec<MinuteStat>,
+    /// What is added to the statistics, in the order of the minutes.
+    pub statistics: Vec<StatisticDelta>,
 }
 
 /// The events of one task within one batch.
@@ -101,23 +102,6 @@ pub struct WorkerRow {
     pub last_event_at: UnixMicros,
     /// Celery timestamp of the newest heartbeat.
     pub last_heartbeat_at: Option<UnixMicros>,
-}
-
-/// Transitions counted within one minute.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MinuteStat {
-    /// Start of the minute of the transition, by Celery's timestamp.
-    pub minute: UnixMicros,
-    /// Task name; empty when unknown.
-    pub task_name: String,
-    /// For example `succeeded`, `failed`, `retried`: a fixed set of lower-case words.
-    pub transition: String,
-    /// Transitions of this kind; negative to take back a count that later events disproved.
-    pub count: i64,
-    /// Sum of the runtimes, in seconds.
-    pub runtime_sum: f64,
-    /// Longest runtime, in seconds.
-    pub runtime_max: f64,
 }
 
 /// A message or event that could not be read.

@@ -13,7 +13,7 @@ use crate::url::StoreUrl;
 /// Reads what monitors stored, under the role that owns the schema.
 #[derive(Debug)]
 pub struct StoreReader {
-    connection: PgConnection,
+    pub(crate) connection: PgConnection,
 }
 
 /// A task as stored.

@@ -76,7 +76,7 @@ pub struct RetentionPolicy {
     pub failed: RetentionClass,
     /// Single events.
     pub events: RetentionClass,
-    /// Counts per minute.
+    /// Counts and histograms by day; by hour 90 days, by minute 14 at most.
     pub statistics: RetentionClass,
 }
 

@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{Executor, PgConnection, Row};
 use uuid::Uuid;
 
+pub(crate) use copy::head;
 pub use reporter::{Previous, Settled, StoreReporter};
 
 use crate::connection::{Link, within};

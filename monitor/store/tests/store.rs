@@ -11,6 +11,8 @@ mod admin;
 mod plans;
 #[path = "store/shared_role.rs"]
 mod shared_role;
+#[path = "store/statistics.rs"]
+mod statistics;
 #[path = "store/tenancy.rs"]
 mod tenancy;
 #[path = "store/writer.rs"]

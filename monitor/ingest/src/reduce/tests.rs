@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kanchi_broker::Framing;
 use kanchi_domain::{Limits, PayloadPolicy, PayloadStore};
 use kanchi_store::EventChunk;
+use kanchi_store::statistics::{Dimension, Measures, Transition};
 use kanchi_test_load::{Recording, Workload};
 use proptest::prelude::*;
 
@@ -52,7 +53,7 @@ struct Stored {
     facts: BTreeMap<String, Vec<u8>>,
     states: BTreeMap<String, String>,
     events: u64,
-    counts: BTreeMap<(i64, String, String), i64>,
+    statistics: BTreeMap<(i64, Dimension, String), Measures>,
 }
 
 impl Stored {
@@ -68,9 +69,9 @@ impl Stored {
                 .insert(task.task_id.to_string(), task.row.state.as_str().to_owned());
         }
         self.events += chunks.iter().map(|chunk| u64::from(chunk.count)).sum::<u64>();
-        for count in &changes.statistics {
-            let key = (count.minute.0, count.task_name.clone(), count.transition.clone());
-            *self.counts.entry(key).or_default() += count.count;
+        for delta in &changes.statistics {
+            let key = (delta.minute.0, delta.dimension, delta.key.clone());
+            self.statistics.entry(key).or_default().merge(&delta.measures);
         }
     }
 }
@@ -101,7 +102,7 @@ fn stored(messages: &[Message], sizes: &[(usize, bool)], cache: usize) -> Stored
             }
         }
     }
-    stored.counts.retain(|_, count| *count != 0);
+    stored.statistics.retain(|_, measures| !measures.is_zero());
     stored
 }
 
@@ -118,6 +119,15 @@ proptest! {
         prop_assert_eq!(&stored(&messages, &sizes, cache), &whole);
         // Four events a task, four more for one in twenty.
         prop_assert_eq!(whole.events, 200 * 4 + 10 * 4);
-        prop_assert!(whole.states.values().filter(|state| *state == "SUCCESS").count() > 150);
+        let succeeded = whole.states.values().filter(|state| *state == "SUCCESS").count();
+        prop_assert!(succeeded > 150);
+        for dimension in Dimension::ALL {
+            let of = whole.statistics.iter().filter(|((_, of, _), _)| *of == dimension);
+            let mut sum = Measures::default();
+            of.for_each(|(_, measures)| sum.merge(measures));
+            let runs = sum.runtime.histogram.count();
+            prop_assert_eq!((sum.counts.get(Transition::Succeeded), runs), (succeeded as i64, succeeded as i64));
+            prop_assert_eq!(sum.wait.histogram.count(), sum.counts.get(Transition::Started));
+        }
     }
 }

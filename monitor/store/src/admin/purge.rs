@@ -166,7 +166,7 @@ impl StoreAdmin {
         let query = sqlx::query(
             "select oid::regclass::text from pg_class
              where relkind = 'r' and relnamespace = 'kanchi'::regnamespace
-                 and (relispartition or oid = 'kanchi.task_live'::regclass)
+                 and (relispartition or oid in ('kanchi.task_live'::regclass, 'kanchi.statistic_delta'::regclass))
              order by 1",
         );
         let rows = query.fetch_all(&self.pool).await.during(OPERATION)?;

@@ -3,8 +3,9 @@
 use sqlx::{Executor, PgConnection, Row};
 
 use crate::error::{During, ErrorKind, Result};
-use crate::model::{BatchHead, EventChunk, LiveTask, MinuteStat, TaskChanges};
+use crate::model::{BatchHead, EventChunk, LiveTask, TaskChanges};
 use crate::retention::RetentionPolicy;
+use crate::statistics::{self, StatisticDelta};
 use crate::writer::copy::{Copying, Target, clamped};
 use crate::writer::{history, json};
 
@@ -62,7 +63,7 @@ async fn finish(
     new: &[&LiveTask],
     maybe_stored: &[&LiveTask],
 ) -> Result<()> {
-    count(connection, &changes.statistics, retention).await?;
+    copy_statistics(connection, &changes.statistics).await?;
     let (ended, live) = split_ended(connection, new).await?;
     copy_ended(connection, &ended, retention).await?;
     copy_live(connection, &live).await?;
@@ -88,18 +89,13 @@ async fn claim(connection: &mut PgConnection, head: &BatchHead) -> Result<bool> 
     Ok(row.get(0))
 }
 
-/// Adds to the counts of each minute.
-async fn count(connection: &mut PgConnection, statistics: &[MinuteStat], retention: RetentionPolicy) -> Result<()> {
-    let Some(statistics) = json::statistics(statistics) else {
-        return Ok(());
-    };
-    sqlx::query("select kanchi.save_statistics($1, $2)")
-        .bind(statistics)
-        .bind(i16::try_from(retention.statistics.days()).unwrap_or(i16::MAX))
-        .execute(connection)
-        .await
-        .during(OPERATION)?;
-    Ok(())
+/// Appends what the batch adds to each minute.
+async fn copy_statistics(connection: &mut PgConnection, deltas: &[StatisticDelta]) -> Result<()> {
+    let mut copying = Copying::new(connection, STATISTICS);
+    for (minute, payload) in statistics::encode(deltas) {
+        copying.row().await?.time(minute).bytes(&payload);
+    }
+    copying.finish().await
 }
 
 /// Reads the 16-byte digests that [`claim`] wrote.
@@ -120,6 +116,12 @@ const LIVE: Target = Target {
     statement: "copy kanchi.task_live (task_id, facts, state, name, queue, worker, due_at)
         from stdin (format binary)",
     columns: 7,
+    operation: OPERATION,
+};
+
+const STATISTICS: Target = Target {
+    statement: "copy kanchi.statistic_delta (minute, payload) from stdin (format binary)",
+    columns: 2,
     operation: OPERATION,
 };
 

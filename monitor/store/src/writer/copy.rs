@@ -162,7 +162,7 @@ pub(super) fn clamped(value: UnixMicros) -> i64 {
 }
 
 /// Returns at most `bytes` bytes of the beginning, whole characters only.
-pub(super) fn head(text: &str, bytes: usize) -> &str {
+pub(crate) fn head(text: &str, bytes: usize) -> &str {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;

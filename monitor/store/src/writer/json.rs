@@ -3,7 +3,7 @@
 use kanchi_domain::UnixMicros;
 use serde_json::{Value, json};
 
-use crate::model::{DeadLetter, GapRow, Heartbeat, MinuteStat, QueueRow, WorkerRow};
+use crate::model::{DeadLetter, GapRow, Heartbeat, QueueRow, WorkerRow};
 use crate::writer::copy::{clamped, head};
 
 /// Newest dead letters of one batch that are worth sending: the store keeps a thousand in all.
@@ -40,20 +40,6 @@ pub(super) fn workers(workers: &[WorkerRow]) -> Option<Value> {
         })
     };
     array(workers.iter().map(one).collect())
-}
-
-pub(super) fn statistics(statistics: &[MinuteStat]) -> Option<Value> {
-    let one = |stat: &MinuteStat| {
-        json!({
-            "minute": clamped(stat.minute),
-            "task_name": stat.task_name,
-            "transition": stat.transition,
-            "count": stat.count,
-            "runtime_sum": stat.runtime_sum,
-            "runtime_max": stat.runtime_max,
-        })
-    };
-    array(statistics.iter().map(one).collect())
 }
 
 pub(super) fn dead_letters(letters: &[DeadLetter]) -> Option<Value> {

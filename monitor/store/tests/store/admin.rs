@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use kanchi_domain::UnixMicros;
 use kanchi_store::{
-    ErrorKind, GapRow, Heartbeat, MinuteStat, Purge, Purged, QueueRow, RetentionClass, RetentionPolicy, StoreAdmin,
-    StoreUrl, StoreWriter, TopQueue,
+    ErrorKind, GapRow, Heartbeat, Purge, Purged, QueueRow, RetentionClass, RetentionPolicy, StoreAdmin, StoreUrl,
+    StoreWriter, TopQueue,
 };
 use kanchi_test_servers::postgres::Postgres;
 use uuid::Uuid;
 
-use crate::world::{World, batch, chunk, live, now, received, spec, started, succeeded};
+use crate::world::{World, batch, chunk, live, now, received, spec, started, succeeded, succeeded_tasks};
 
 const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
 const OTHER: &str = "6b2c9f5e-0000-4000-8000-000000000002";
@@ -319,33 +319,6 @@ async fn reports_tell_what_monitors_said() {
 }
 
 #[tokio::test]
-async fn the_last_hour_is_counted() {
-    let world = World::new().await;
-    let mut m = world.monitor("orders").await;
-    let stat = |transition: &str, minutes: i64, count| MinuteStat {
-        minute: UnixMicros(now().0 - minutes * 60_000_000),
-        task_name: "shop.charge".into(),
-        transition: transition.into(),
-        count,
-        runtime_sum: 0.0,
-        runtime_max: 0.0,
-    };
-    let statistics = vec![
-        stat("succeeded", 1, 5),
-        stat("succeeded", 59, 2),
-        stat("succeeded", 61, 100),
-        stat("failed", 2, 3),
-        stat("retried", 2, 1),
-        stat("received", 2, 50),
-    ];
-    let mut one = batch(m.epoch, vec![]);
-    one.changes.statistics = statistics;
-    m.writer.commit(&one).await.unwrap();
-    let counts = world.admin.last_hour(now()).await.unwrap()[&m.key];
-    assert_eq!((counts.succeeded, counts.failed, counts.retried), (7, 3, 1));
-}
-
-#[tokio::test]
 async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
     let world = World::new().await;
     let mut gone = world.monitor("gone").await;
@@ -357,8 +330,15 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
             vec![live(ID, &whole, false), live(OTHER, &[received(OTHER, 0)], false)],
         );
         one.head.chunks = vec![chunk(ID, &whole)];
+        one.changes.statistics = vec![succeeded_tasks(now(), "shop.charge", 1)];
         m.writer.commit(&one).await.unwrap();
         m.reporter.heartbeat(&Heartbeat::default()).await.unwrap();
+    }
+    world.admin.roll_up().await.unwrap();
+    for m in [&mut gone, &mut stays] {
+        let mut late = batch(m.epoch, vec![]);
+        late.changes.statistics = vec![succeeded_tasks(now(), "shop.late", 1)];
+        m.writer.commit(&late).await.unwrap();
     }
     world.admin.order_purge(gone.key).await.unwrap();
     let error = gone.writer.commit(&batch(gone.epoch, vec![])).await.unwrap_err();
@@ -375,13 +355,23 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
     let mut resting = Purge::new(world.admin.clone(), Duration::from_hours(1));
     assert_eq!(resting.step().await.unwrap(), Purged::Nothing);
     let purge = Purge::new(world.admin.clone(), Duration::ZERO);
-    assert_eq!(finished(purge).await, 1 + 2);
+    // A chunk, a live task, a task in history; a minute, an hour and a day; what was not rolled up.
+    assert_eq!(finished(purge).await, 1 + 2 + 3 + 1);
     assert_eq!(world.admin.purges_pending().await.unwrap(), 0);
     assert_eq!(
         world.sql("select array_agg(broker_id order by broker_id) from kanchi.broker"),
         format!("{{{},{}}}", stays.key.0, again.0)
     );
-    for table in ["event_chunk", "task_live", "task", "batch", "heartbeat", "writer"] {
+    for table in [
+        "event_chunk",
+        "task_live",
+        "task",
+        "statistic",
+        "statistic_delta",
+        "batch",
+        "heartbeat",
+        "writer",
+    ] {
         assert_eq!(
             world.sql(&format!("select distinct broker_id from kanchi.{table}")),
             stays.key.0.to_string(),

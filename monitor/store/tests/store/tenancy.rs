@@ -1,11 +1,11 @@
 //! Who may touch what: a monitor's role in the hands of a thief.
 
-use kanchi_store::{DeadLetter, GapRow, Heartbeat, MinuteStat, QueueRow, UnixMicros, WorkerRow};
+use kanchi_store::{DeadLetter, GapRow, Heartbeat, QueueRow, UnixMicros, WorkerRow};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::world::{Monitor, PASSWORD, World, batch, chunk, live, now, received, started, succeeded};
+use crate::world::{Monitor, PASSWORD, World, batch, chunk, live, now, received, started, succeeded, succeeded_tasks};
 
 const LIVE: &str = "11111111-0000-4000-8000-000000000001";
 const DONE: &str = "11111111-0000-4000-8000-000000000002";
@@ -41,14 +41,7 @@ async fn fill(m: &mut Monitor) {
         last_event_at: now(),
         last_heartbeat_at: None,
     };
-    whole.changes.statistics = vec![MinuteStat {
-        minute: now(),
-        task_name: CANARY.into(),
-        transition: "succeeded".into(),
-        count: 1,
-        runtime_sum: 0.0,
-        runtime_max: 0.0,
-    }];
+    whole.changes.statistics = vec![succeeded_tasks(now(), CANARY, 1)];
     whole.head.gaps = vec![GapRow {
         id: Uuid::new_v4(),
         from: now(),
@@ -140,7 +133,12 @@ async fn a_stolen_monitor_role_reads_and_writes_its_own_rows_only() {
     world.admin.upkeep(now()).await.unwrap();
     world.admin.claim_installation("installation-canary").await.unwrap();
     let mut victim = world.monitor("victim").await;
+    // One batch's statistics are rolled up, one's are not.
     fill(&mut victim).await;
+    world.admin.roll_up().await.unwrap();
+    let mut more = batch(victim.epoch, vec![]);
+    more.changes.statistics = vec![succeeded_tasks(now(), CANARY, 1)];
+    victim.writer.commit(&more).await.unwrap();
     let own = world.monitor("thief").await;
     drop((own.writer, own.reporter));
     let url = own.url.expose().to_owned();
@@ -279,6 +277,9 @@ fn tricks(thief: &Thief<'_>, victim: i32) {
         "create function kanchi.mine() returns int language sql as 'select 1'".to_owned(),
         format!("insert into kanchi.event_chunk (broker_id, retention_days, first_at, event_count, events) values ({victim}, 7, now(), 1, '')"),
         "insert into kanchi.event_chunk (stored_at, retention_days, first_at, event_count, events) values (now(), 7, now(), 1, '')".to_owned(),
+        format!("insert into kanchi.statistic_delta (broker_id, minute, payload) values ({victim}, now(), '')"),
+        "insert into kanchi.statistic_delta (minute, payload) values ('infinity', '')".to_owned(),
+        "insert into kanchi.statistic_delta (minute, payload) values (now(), repeat('x', 70000)::bytea)".to_owned(),
         format!("copy kanchi.event_chunk (broker_id, retention_days, first_at, event_count, events) from stdin; {victim}"),
         "select pg_read_file('postgresql.conf')".to_owned(),
         "copy (select 1) to program 'true'".to_owned(),
@@ -309,6 +310,8 @@ fn tricks(thief: &Thief<'_>, victim: i32) {
             "own_worker",
             "own_gap",
             "own_dead_letter",
+            "own_statistic",
+            "own_statistic_delta",
         ] {
             let rows = thief
                 .try_sql(&format!("{prefix}; select t::text from kanchi.{view} t"))

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use kanchi_domain::{BodyEncoding, Decoded, Limits, RawMessage, TaskFacts, UnixMicros, decode};
+use kanchi_store::statistics::{Dimension, Durations, Histogram, Measures, Transition, bucket_of};
 use kanchi_store::{
-    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, LiveTask, RetentionPolicy, Settled, StoreAdmin, StoreReader,
-    StoreReporter, StoreUrl, StoreWriter,
+    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, LiveTask, RetentionPolicy, Settled, StatisticDelta, StoreAdmin,
+    StoreReader, StoreReporter, StoreUrl, StoreWriter,
 };
 use kanchi_test_servers::postgres::Postgres;
 use uuid::Uuid;
@@ -170,6 +171,22 @@ pub(crate) fn chunk(task_id: &str, events: &[kanchi_domain::Event]) -> EventChun
         first_at: events[0].timestamp,
         count: u16::try_from(events.len()).unwrap(),
         events: format!("[{}]", texts.join(",")).into_bytes(),
+    }
+}
+
+/// So many tasks of a name that succeeded within a minute, each in a quarter of a second.
+pub(crate) fn succeeded_tasks(at: UnixMicros, name: &str, count: i64) -> StatisticDelta {
+    let mut measures = Measures::default();
+    measures.counts.add(Transition::Succeeded, count);
+    measures.runtime = Durations {
+        histogram: Histogram::of(vec![(bucket_of(250_000), count)]),
+        sum_micros: count.saturating_mul(250_000),
+    };
+    StatisticDelta {
+        minute: UnixMicros(at.0.saturating_sub(at.0.rem_euclid(60_000_000))),
+        dimension: Dimension::Task,
+        key: name.to_owned(),
+        measures,
     }
 }
 

@@ -2,12 +2,12 @@
 
 use kanchi_domain::{TaskState, UnixMicros};
 use kanchi_store::{
-    DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, MinuteStat, QueueRow, RetentionPolicy,
+    DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, QueueRow, RetentionPolicy, StatisticDelta,
     StoreReporter, StoreUrl, StoreWriter, WorkerRow,
 };
 use uuid::Uuid;
 
-use crate::world::{self, NOON, World, batch, chunk, live, now, received, settle, started, succeeded};
+use crate::world::{self, NOON, World, batch, chunk, live, now, received, settle, started, succeeded, succeeded_tasks};
 
 const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
 const OTHER: &str = "6b2c9f5e-0000-4000-8000-000000000002";
@@ -31,17 +31,6 @@ fn worker(hostname: &str, second: i64) -> WorkerRow {
         started_at: None,
         last_event_at: seconds(second),
         last_heartbeat_at: Some(seconds(second)),
-    }
-}
-
-fn stat(count: i64) -> MinuteStat {
-    MinuteStat {
-        minute: seconds(0),
-        task_name: "shop.charge".into(),
-        transition: "succeeded".into(),
-        count,
-        runtime_sum: 0.5,
-        runtime_max: 0.25,
     }
 }
 
@@ -191,7 +180,7 @@ async fn a_batch_is_stored_once_and_wholly() {
     whole.head.digests = vec![1, u128::MAX];
     whole.head.chunks = vec![chunk(ID, &[received(ID, 0)])];
     whole.head.workers = vec![worker("celery@worker", 5)];
-    whole.changes.statistics = vec![stat(2)];
+    whole.changes.statistics = vec![succeeded_tasks(seconds(0), "shop.charge", 2)];
     whole.head.gaps = vec![GapRow {
         id: Uuid::new_v4(),
         from: seconds(0),
@@ -214,7 +203,7 @@ async fn a_batch_is_stored_once_and_wholly() {
         "event_chunk",
         "task_live",
         "worker",
-        "task_statistic",
+        "statistic_delta",
         "gap",
         "dead_letter",
         "batch",
@@ -239,14 +228,6 @@ async fn a_batch_is_stored_once_and_wholly() {
         .await
         .unwrap();
     assert!(m.reporter.open_gaps().await.unwrap().is_empty());
-
-    let mut again = batch(m.epoch, vec![]);
-    again.changes.statistics = vec![stat(3), stat(1)];
-    m.writer.commit(&again).await.unwrap();
-    assert_eq!(
-        world.sql("select count, runtime_sum, runtime_max from kanchi.task_statistic"),
-        "6|1.5|0.25"
-    );
 }
 
 #[tokio::test]
@@ -454,14 +435,17 @@ async fn times_and_texts_at_the_edge_are_stored() {
             count: u16::MAX,
             events: b"[]".to_vec(),
         });
-        edge.changes.statistics.push(MinuteStat {
-            minute: UnixMicros(at),
-            task_name: "n".repeat(10_000),
-            runtime_sum: f64::NAN,
-            ..stat(1)
+        edge.changes.statistics.push(StatisticDelta {
+            key: "n".repeat(10_000),
+            ..succeeded_tasks(UnixMicros(at), "", i64::MAX)
         });
     }
     edge.head.workers = vec![worker(&"h".repeat(10_000), 0)];
     m.writer.commit(&edge).await.unwrap();
     assert_eq!(world.sql("select count(*) from kanchi.event_chunk"), "3");
+    assert_eq!(world.admin.roll_up().await.unwrap().damaged, 0);
+    assert_eq!(
+        world.sql("select count(*), max(length(key)) from kanchi.statistic"),
+        "9|255"
+    );
 }

@@ -1,0 +1,303 @@
+//! Charts, key figures, top lists: named queries over what is rolled up and what is not yet, in one snapshot.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures::TryStreamExt;
+use kanchi_domain::UnixMicros;
+use sqlx::{Connection, Executor, PgConnection, Row};
+
+use super::range::{self, MAX_POINTS, Piece, Resolution};
+use super::rollup::measures_of;
+use super::{Dimension, Measures, Transition, codec};
+use crate::connection::within;
+use crate::error::{During, Error, ErrorKind, Result};
+use crate::reader::StoreReader;
+
+const OPERATION: &str = "read statistics";
+
+/// Keys of one answer.
+pub const MAX_KEYS: usize = 20;
+
+/// Keys that a top list is chosen from, by what is rolled up.
+const CANDIDATES: usize = 10_000;
+
+/// What statistics are asked for.
+#[derive(Clone, Debug)]
+pub struct StatisticsQuery {
+    /// The broker's key.
+    pub broker_key: i32,
+    /// What the keys name.
+    pub dimension: Dimension,
+    /// Which keys.
+    pub select: Select,
+    /// The beginning of the range.
+    pub from: UnixMicros,
+    /// Its end, which does not belong to it.
+    pub to: UnixMicros,
+    /// The time of the question.
+    pub now: UnixMicros,
+}
+
+/// Which keys are asked for.
+#[derive(Clone, Debug)]
+pub enum Select {
+    /// These, at most [`MAX_KEYS`]. [`Dimension::All`] has one, the empty one; elsewhere that is what has no name.
+    Keys(Vec<String>),
+    /// Those with the most of a transition in the range, the most first.
+    Top {
+        /// The transition.
+        by: Transition,
+        /// How many, at most [`MAX_KEYS`].
+        count: usize,
+    },
+}
+
+/// Lines over one time axis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chart {
+    /// How long each point is.
+    pub resolution: Resolution,
+    /// Where the first point begins.
+    pub from: UnixMicros,
+    /// Where the last one ends.
+    pub to: UnixMicros,
+    /// One for each key, in the order asked for.
+    pub series: Vec<Series>,
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// The key.
+    pub key: String,
+    /// Its points, oldest first; none where nothing was counted.
+    pub points: Vec<Point>,
+}
+
+/// A point of a line. Counts and quantiles come from its measures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// Where its minute, hour or day begins.
+    pub at: UnixMicros,
+    /// What was counted.
+    pub measures: Measures,
+}
+
+/// What a key comes to over a whole range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    /// The key.
+    pub key: String,
+    /// What was counted.
+    pub measures: Measures,
+}
+
+/// What is not rolled up yet, by point (zero: all in one) and key.
+type Fresh = BTreeMap<(i64, String), Measures>;
+
+impl StoreReader {
+    /// Returns a chart, in the resolution given or else in the one that suits its range; at most [`MAX_POINTS`] points a
+    /// line ([`ErrorKind::Invalid`] otherwise). The range grows to whole points. Five seconds at most.
+    pub async fn chart(&mut self, query: &StatisticsQuery, resolution: Option<Resolution>) -> Result<Chart> {
+        let resolution = resolution.unwrap_or_else(|| Resolution::of_chart(query.from, query.to, query.now));
+        let whole = Piece::covering(resolution, query.from, query.to);
+        if whole.from >= whole.to || whole.points() > MAX_POINTS {
+            let message = format!(
+                "{} points of {} s, not 1 to {MAX_POINTS}",
+                whole.points(),
+                resolution.seconds()
+            );
+            return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
+        }
+        check(&query.select)?;
+        within(OPERATION, async {
+            let mut snapshot = snapshot(&mut self.connection).await?;
+            let fresh = fresh(&mut snapshot, query, whole, Some(resolution)).await?;
+            let keys = keys(&mut snapshot, query, &whole.coarsened(), &fresh).await?;
+            let mut points: BTreeMap<(String, i64), Measures> = BTreeMap::new();
+            for ((at, key), measures) in fresh.into_iter().filter(|((_, key), _)| keys.contains(key)) {
+                points.entry((key, at)).or_default().merge(&measures);
+            }
+            stored(&mut snapshot, query, &keys, whole, |at, key, measures| {
+                points.entry((key.to_owned(), at)).or_default().merge(&measures);
+            })
+            .await?;
+            snapshot.commit().await.during(OPERATION)?;
+            let mut lines: HashMap<String, Vec<Point>> = HashMap::new();
+            for ((key, at), measures) in points {
+                let at = UnixMicros(at * 1_000_000);
+                lines.entry(key).or_default().push(Point { at, measures });
+            }
+            let line = |key: String| Series {
+                points: lines.remove(&key).unwrap_or_default(),
+                key,
+            };
+            Ok(Chart {
+                resolution,
+                from: UnixMicros(whole.from * 1_000_000),
+                to: UnixMicros(whole.to * 1_000_000),
+                series: keys.into_iter().map(line).collect(),
+            })
+        })
+        .await
+    }
+
+    /// Returns what each key comes to over the range: key figures, or a top list. The range grows to whole minutes (hours, or
+    /// days, where its minutes are not kept any more). Five seconds at most.
+    pub async fn figures(&mut self, query: &StatisticsQuery) -> Result<Vec<Figures>> {
+        check(&query.select)?;
+        let pieces = range::pieces(query.from, query.to, query.now);
+        let Some((first, last)) = pieces.first().zip(pieces.last()) else {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                OPERATION,
+                "the range ends before it begins",
+            ));
+        };
+        let whole = Piece { to: last.to, ..*first };
+        within(OPERATION, async {
+            let mut snapshot = snapshot(&mut self.connection).await?;
+            let fresh = fresh(&mut snapshot, query, whole, None).await?;
+            let keys = keys(&mut snapshot, query, &pieces, &fresh).await?;
+            let mut sums: HashMap<String, Measures> = HashMap::new();
+            for ((_, key), measures) in &fresh {
+                sums.entry(key.clone()).or_default().merge(measures);
+            }
+            for piece in &pieces {
+                stored(&mut snapshot, query, &keys, *piece, |_, key, measures| {
+                    sums.entry(key.to_owned()).or_default().merge(&measures);
+                })
+                .await?;
+            }
+            snapshot.commit().await.during(OPERATION)?;
+            let figures = |key: String| Figures {
+                measures: sums.remove(&key).unwrap_or_default(),
+                key,
+            };
+            Ok(keys.into_iter().map(figures).collect())
+        })
+        .await
+    }
+}
+
+fn check(select: &Select) -> Result<()> {
+    let count = match select {
+        Select::Keys(keys) => keys.len(),
+        Select::Top { count, .. } => *count,
+    };
+    if count > MAX_KEYS {
+        let message = format!("{count} keys, more than {MAX_KEYS}");
+        return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
+    }
+    Ok(())
+}
+
+/// One view of both tables: the roll-up moves rows from one to the other.
+async fn snapshot(connection: &mut PgConnection) -> Result<sqlx::Transaction<'_, sqlx::Postgres>> {
+    let mut snapshot = connection
+        .begin_with("begin isolation level repeatable read read only")
+        .await
+        .during(OPERATION)?;
+    snapshot
+        .execute("set local statement_timeout = '5s'")
+        .await
+        .during(OPERATION)?;
+    Ok(snapshot)
+}
+
+/// Reads what is not rolled up yet.
+async fn fresh(
+    connection: &mut PgConnection,
+    query: &StatisticsQuery,
+    whole: Piece,
+    resolution: Option<Resolution>,
+) -> Result<Fresh> {
+    let deltas = sqlx::query(
+        "select extract(epoch from minute)::bigint, payload from kanchi.statistic_delta
+         where broker_id = $1 and minute >= kanchi.micros($2 * 1000000) and minute < kanchi.micros($3 * 1000000)",
+    );
+    let mut rows = deltas
+        .bind(query.broker_key)
+        .bind(whole.from)
+        .bind(whole.to)
+        .fetch(connection);
+    let mut fresh = Fresh::new();
+    while let Some(row) = rows.try_next().await.during(OPERATION)? {
+        let at = resolution.map_or(0, |resolution| resolution.floor(row.get(0)));
+        // What cannot be read is counted and dropped by the roll-up.
+        for (dimension, key, measures) in codec::decode(row.get(1)).unwrap_or_default() {
+            if dimension == query.dimension {
+                fresh.entry((at, key.to_owned())).or_default().merge(&measures);
+            }
+        }
+    }
+    Ok(fresh)
+}
+
+/// Chooses the keys.
+async fn keys(
+    connection: &mut PgConnection,
+    query: &StatisticsQuery,
+    pieces: &[Piece],
+    fresh: &Fresh,
+) -> Result<Vec<String>> {
+    let (by, count) = match &query.select {
+        Select::Keys(keys) => return Ok(keys.clone()),
+        Select::Top { by, count } => (*by, *count),
+    };
+    let mut ranks: HashMap<String, i64> = HashMap::new();
+    for ((_, key), measures) in fresh {
+        let rank = ranks.entry(key.clone()).or_default();
+        *rank = rank.saturating_add(measures.counts.get(by));
+    }
+    // The column is a word of this crate. The sum may be a hostile one.
+    let statement = format!(
+        "select key, least(greatest(sum({0}), -1e15), 1e15)::bigint from kanchi.statistic
+         where broker_id = $1 and dimension = $2 and step_seconds = $3
+            and starts_at >= kanchi.micros($4 * 1000000) and starts_at < kanchi.micros($5 * 1000000)
+            and stored_at >= kanchi.micros($4 * 1000000) - interval '2 days' and retention_days <= $6 and {0} <> 0
+         group by key order by 2 desc limit {CANDIDATES}",
+        by.as_str()
+    );
+    for piece in pieces {
+        let ranked = bound(sqlx::query(&statement), query, *piece);
+        let mut rows = ranked.fetch(&mut *connection);
+        while let Some(row) = rows.try_next().await.during(OPERATION)? {
+            let rank = ranks.entry(row.get(0)).or_default();
+            *rank = rank.saturating_add(row.get(1));
+        }
+    }
+    let mut ranks: Vec<(String, i64)> = ranks.into_iter().filter(|(_, rank)| *rank > 0).collect();
+    ranks.sort_unstable_by(|(key, rank), (other_key, other)| other.cmp(rank).then_with(|| key.cmp(other_key)));
+    ranks.truncate(count);
+    Ok(ranks.into_iter().map(|(key, _)| key).collect())
+}
+
+/// Reads what is rolled up, row by row: start, key, measures.
+async fn stored(
+    connection: &mut PgConnection,
+    query: &StatisticsQuery,
+    keys: &[String],
+    piece: Piece,
+    mut take: impl FnMut(i64, &str, Measures),
+) -> Result<()> {
+    let mut rows = bound(sqlx::query(include_str!("../sql/load_series.sql")), query, piece)
+        .bind(keys)
+        .fetch(connection);
+    while let Some(row) = rows.try_next().await.during(OPERATION)? {
+        take(row.get(0), row.get(1), measures_of(&row, 2)?);
+    }
+    Ok(())
+}
+
+type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+fn bound<'q>(statement: Query<'q>, query: &StatisticsQuery, piece: Piece) -> Query<'q> {
+    statement
+        .bind(query.broker_key)
+        .bind(query.dimension.as_str())
+        .bind(piece.resolution.seconds())
+        .bind(piece.from)
+        .bind(piece.to)
+        .bind(i16::try_from(piece.resolution.longest().days()).unwrap_or(i16::MAX))
+}
