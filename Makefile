@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR ?= $(KANCHI_CACHE)/target
 export CLUSTER
 
 help: ## this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 demo: ## the main job: a cluster, Kanchi, two brokers, live figures (CLUSTER=<context>: on a cluster of yours)
 	@e2e/demo.sh
@@ -19,6 +19,9 @@ e2e: ## the end-to-end tests in the lab (TEST=<name> for some, KANCHI_LAB=<numbe
 
 bench: ## the ingest path: events a second, processor and memory, beside Postgres's own COPY
 	@e2e/bench.sh
+
+bench-queries: ## the queries of the UI: p50, p95, p99, cold and warm (FULL=1: 10 million tasks, 40 million events)
+	@e2e/bench-queries.sh
 
 profile: ## a flame graph of the ingest path (KANCHI_BENCH=<stream>)
 	@e2e/profile.sh
@@ -47,4 +50,4 @@ gen: ## write the generated files: CRDs, their reference, manifests/
 check: ## what `make test` does before it runs a test
 	@e2e/test.sh fmt lint generated
 
-.PHONY: help demo test e2e bench profile lab-up lab-load lab-shell lab-down fmt lint gen check
+.PHONY: help demo test e2e bench bench-queries profile lab-up lab-load lab-shell lab-down fmt lint gen check

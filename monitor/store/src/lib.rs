@@ -1,16 +1,18 @@
 //! All SQL of Kanchi: schema, migrations, partitions, roles, batched writes.
 //!
-//! Three doors, by who knocks:
+//! Four doors, by who knocks:
 //!
 //! - [`StoreWriter`] and [`StoreReporter`]: one monitor, under the database role of its own broker (two connections).
 //! - [`StoreAdmin`]: the operator, under the role that owns the schema.
-//! - [`StoreReader`]: whoever looks, through views; the broker's own rows only when opened by a monitor role.
+//! - [`StoreQuery`]: the API, with the queries of its pages, under the owner's role in read-only sessions.
+//! - [`StoreReader`]: whoever compares or exports all of a broker's tasks.
 //!
 //! No other crate writes SQL. Times are microseconds since the Unix epoch, UTC.
 
 pub mod admin;
 pub mod error;
 pub mod model;
+pub mod query;
 pub mod reader;
 pub mod retention;
 pub mod statistics;
@@ -30,6 +32,7 @@ pub use kanchi_domain::UnixMicros;
 pub use model::{
     Batch, BatchHead, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, QueueRow, TaskChanges, WorkerRow,
 };
+pub use query::{PageRequest, StoreQuery, TaskFilter, TaskOrder, TaskPage, TaskSummary, TimeField, Words};
 pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};
 pub use statistics::{RolledUp, StatisticDelta};

@@ -11,7 +11,7 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 4] = [
+const MIGRATIONS: [Migration; 5] = [
     Migration {
         version: 1,
         name: "tables",
@@ -32,10 +32,15 @@ const MIGRATIONS: [Migration; 4] = [
         name: "rights",
         sql: include_str!("../migrations/0004_rights.sql"),
     },
+    Migration {
+        version: 5,
+        name: "queries",
+        sql: include_str!("../migrations/0005_queries.sql"),
+    },
 ];
 
 /// The version that this build writes.
-pub(crate) const LATEST: i32 = 4;
+pub(crate) const LATEST: i32 = 5;
 
 /// The oldest server whose SQL is used here.
 const OLDEST_SERVER: i32 = 130_000;

@@ -128,7 +128,7 @@ impl StoreReader {
     }
 }
 
-fn stored(row: &PgRow, now: UnixMicros) -> Result<StoredTask> {
+pub(crate) fn stored(row: &PgRow, now: UnixMicros) -> Result<StoredTask> {
     let facts = TaskFacts::decode(row.get(2))
         .map_err(|error| Error::new(ErrorKind::Other, "read the facts of a task", error.to_string()))?;
     let live: bool = row.get(3);
@@ -144,7 +144,7 @@ fn stored(row: &PgRow, now: UnixMicros) -> Result<StoredTask> {
     })
 }
 
-fn join(mut task: StoredTask, other: &StoredTask, now: UnixMicros) -> StoredTask {
+pub(crate) fn join(mut task: StoredTask, other: &StoredTask, now: UnixMicros) -> StoredTask {
     task.facts.merge(&other.facts);
     let queue = task.row.queue.take().or_else(|| other.row.queue.clone());
     task.row = with_queue(task.facts.project_at(now), queue);

@@ -9,6 +9,10 @@ mod world;
 mod admin;
 #[path = "store/plans.rs"]
 mod plans;
+#[path = "store/queries.rs"]
+mod queries;
+#[path = "store/query_plans.rs"]
+mod query_plans;
 #[path = "store/shared_role.rs"]
 mod shared_role;
 #[path = "store/statistics.rs"]

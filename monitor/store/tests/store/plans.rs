@@ -6,7 +6,7 @@ use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 use crate::world::{Monitor, World, batch, live, now, received, settle, started, succeeded};
 
 /// A server that writes down the plan of each statement, those inside functions too.
-fn explaining() -> Postgres {
+pub(crate) fn explaining() -> Postgres {
     let settings = [
         ("session_preload_libraries", "auto_explain"),
         ("auto_explain.log_min_duration", "0"),

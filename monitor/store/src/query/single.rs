@@ -1,0 +1,160 @@
+//! One task: itself, its events, its workflow; and how many there are.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use kanchi_domain::UnixMicros;
+use sqlx::Row;
+
+use crate::error::{During, Error, ErrorKind, Result};
+use crate::query::StoreQuery;
+use crate::query::filter::TaskFilter;
+use crate::query::summary::{self, TaskSummary};
+use crate::query::tasks;
+use crate::reader::{StoredTask, join, stored};
+
+/// Most chunks of events of one page.
+const CHUNKS: u16 = 200;
+/// Most tasks of a workflow.
+const FAMILY: u16 = 2_000;
+
+/// Events of a task, in the order in which they were stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventPage {
+    /// JSON arrays of events, UTF-8.
+    pub chunks: Vec<Vec<u8>>,
+    /// Give it to ask for the page behind; `None`: this was the last.
+    pub next: Option<String>,
+}
+
+/// Tasks of a workflow.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Family {
+    /// The tasks, newest first; of a workflow that is too large, any of them.
+    pub tasks: Vec<TaskSummary>,
+    /// There may be more.
+    pub truncated: bool,
+}
+
+/// How many tasks are in each state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateCounts {
+    /// Tasks by state.
+    pub by_state: BTreeMap<String, u64>,
+    /// Time ran out: these are the tasks since then, and there are at least so many.
+    pub at_least_since: Option<UnixMicros>,
+}
+
+impl StoreQuery {
+    /// Returns the tasks of this id as they are `now`, one per broker that knows it, with the facts of all their rows.
+    pub async fn task(&self, brokers: Option<&[i32]>, task_id: &str, now: UnixMicros) -> Result<Vec<StoredTask>> {
+        const OPERATION: &str = "load a task";
+        let mut snapshot = self.snapshot(OPERATION).await?;
+        let brokers = self.brokers(&mut snapshot, brokers).await?;
+        let rows = sqlx::query(include_str!("../sql/task_by_id.sql"))
+            .bind(&brokers)
+            .bind(task_id)
+            .fetch_all(&mut *snapshot)
+            .await
+            .during(OPERATION)?;
+        snapshot.rollback().await.during(OPERATION)?;
+        let mut tasks: Vec<StoredTask> = Vec::new();
+        for row in &rows {
+            let next = stored(row, now)?;
+            match tasks.pop() {
+                Some(last) if last.broker_key == next.broker_key => tasks.push(join(last, &next, now)),
+                Some(last) => tasks.extend([last, next]),
+                None => tasks.push(next),
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Returns a page of a task's events. A batch stores the events of a task together: such a chunk is never split.
+    pub async fn task_events(
+        &self,
+        broker_key: i32,
+        task_id: &str,
+        after: Option<&str>,
+        limit: u16,
+    ) -> Result<EventPage> {
+        const OPERATION: &str = "load the events of a task";
+        let limit = limit.clamp(1, CHUNKS);
+        let after: i64 = match after {
+            Some(text) => text
+                .parse()
+                .map_err(|error| Error::new(ErrorKind::Invalid, OPERATION, format!("no cursor of events: {error}")))?,
+            None => 0,
+        };
+        let mut connection = self.acquire(OPERATION).await?;
+        let rows = sqlx::query(include_str!("../sql/task_events.sql"))
+            .bind(broker_key)
+            .bind(task_id)
+            .bind(after)
+            .bind(i64::from(limit) + 1)
+            .fetch_all(&mut *connection)
+            .await
+            .during(OPERATION)?;
+        let shown = rows.iter().take(usize::from(limit));
+        let next = (rows.len() > usize::from(limit))
+            .then(|| shown.clone().last().map(|row| row.get::<i64, _>(0).to_string()))
+            .flatten();
+        Ok(EventPage {
+            chunks: shown.map(|row| row.get(1)).collect(),
+            next,
+        })
+    }
+
+    /// Returns the tasks of a workflow, or those of them that one of its tasks has called: at most `limit` and 2,000.
+    ///
+    /// Settled ones are found by an index, live ones among the 4,000 newest live tasks of the broker.
+    pub async fn family(
+        &self,
+        broker_key: i32,
+        root_id: &str,
+        parent_id: Option<&str>,
+        limit: u16,
+        now: UnixMicros,
+    ) -> Result<Family> {
+        const OPERATION: &str = "load a workflow";
+        let limit = usize::from(limit.clamp(1, FAMILY));
+        let mut snapshot = self.snapshot(OPERATION).await?;
+        let statement = match parent_id {
+            Some(_) => include_str!("../sql/children.sql"),
+            None => include_str!("../sql/family.sql"),
+        };
+        let statement = statement.replace("{columns}", summary::COLUMNS);
+        let mut query = sqlx::query(&statement)
+            .bind(broker_key)
+            .bind(root_id)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX) + 1);
+        if let Some(parent_id) = parent_id {
+            query = query.bind(parent_id);
+        }
+        let rows = query.fetch_all(&mut *snapshot).await.during(OPERATION)?;
+        let filter = TaskFilter {
+            root_id: Some(root_id.to_owned()),
+            parent_id: parent_id.map(str::to_owned),
+            ..TaskFilter::default()
+        };
+        let (live, missing) = tasks::live_matching(&mut snapshot, &filter, vec![broker_key], now).await?;
+        snapshot.rollback().await.during(OPERATION)?;
+        let mut tasks: Vec<TaskSummary> = rows.iter().map(summary::settled).chain(live).collect();
+        tasks.sort_by(|a, b| a.place.cmp(&b.place));
+        let truncated = missing || tasks.len() > limit;
+        tasks.truncate(limit);
+        Ok(Family { tasks, truncated })
+    }
+
+    /// Counts tasks by state, as far back as 60 ms reach: dashboards ask the statistics instead.
+    pub async fn count_by_state(&self, filter: &TaskFilter, now: UnixMicros) -> Result<StateCounts> {
+        const OPERATION: &str = "count tasks";
+        filter.check(OPERATION)?;
+        let began = Instant::now();
+        let mut snapshot = self.snapshot(OPERATION).await?;
+        let brokers = self.brokers(&mut snapshot, filter.brokers.as_deref()).await?;
+        let counts = tasks::count(&mut snapshot, filter, brokers, now, began).await;
+        snapshot.rollback().await.during(OPERATION)?;
+        counts
+    }
+}
