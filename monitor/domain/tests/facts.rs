@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+use std::sync::Arc;
+
 use kanchi_domain::{
     Absorbed, Event, EventKind, Limits, RawMessage, Running, TaskFacts, TaskState, UnixMicros, decode,
 };
