@@ -70,8 +70,8 @@ impl Mix {
         UnixMicros(self.now.0 - seconds * 1_000_000)
     }
 
-    fn broker(&mut self) -> Option<Vec<i32>> {
-        Some(vec![1 + i32::try_from(self.draw(7)).unwrap_or_default()])
+    fn broker(&mut self) -> Vec<i32> {
+        vec![1 + i32::try_from(self.draw(7)).unwrap_or_default()]
     }
 
     fn words(&mut self, prefix: &str, first: u64, many: u64) -> Words {
@@ -99,15 +99,17 @@ impl Mix {
                     exclude: true,
                 };
             }
-            "failed, one broker" => (filter.state, filter.brokers) = (Words::one("FAILURE"), self.broker()),
-            "one task name, common" => (filter.name, filter.brokers) = (self.words("task", 1, 10), self.broker()),
-            "one task name, rare" => (filter.name, filter.brokers) = (self.words("task", 100, 100), self.broker()),
+            "failed, one broker" => (filter.state, filter.brokers) = (Words::one("FAILURE"), Some(self.broker())),
+            "one task name, common" => (filter.name, filter.brokers) = (self.words("task", 1, 10), Some(self.broker())),
+            "one task name, rare" => {
+                (filter.name, filter.brokers) = (self.words("task", 100, 100), Some(self.broker()));
+            }
             "one task name, failed" => {
                 (filter.name, filter.state) = (self.words("task", 1, 200), Words::one("FAILURE"));
             }
-            "one queue" => (filter.queue, filter.brokers) = (self.words("queue", 0, 20), self.broker()),
-            "one worker" => (filter.worker, filter.brokers) = (self.words("worker", 0, 20), self.broker()),
-            "by end, one broker" => (order, filter.brokers) = (TaskOrder::Finished, self.broker()),
+            "one queue" => (filter.queue, filter.brokers) = (self.words("queue", 0, 20), Some(self.broker())),
+            "one worker" => (filter.worker, filter.brokers) = (self.words("worker", 0, 20), Some(self.broker())),
+            "by end, one broker" => (order, filter.brokers) = (TaskOrder::Finished, Some(self.broker())),
             "other: text in arguments" => filter.text = Some(format!("'customer': {}", self.draw(100_003))),
             "other: ran longer than 10 min" => (filter.runtime_gt, filter.to) = (Some(600.0), Some(self.past())),
             "other: nothing matches" => filter.name = Words::one("shop.nothing"),
@@ -168,16 +170,20 @@ impl Mix {
             to: Some(self.past()),
             ..TaskFilter::default()
         };
-        let page = self
-            .query
-            .tasks(&filter, TaskOrder::Arrived, &PageRequest::first(100), self.now)
-            .await?;
         let is_member = |task: &TaskSummary| task.root_id.as_deref().is_some_and(|root| root != task.task_id);
-        self.shown = page
-            .tasks
-            .into_iter()
-            .find(|task| !task.live && (!of_workflow || is_member(task)));
-        anyhow::ensure!(self.shown.is_some(), "no task is found");
-        Ok(())
+        let mut request = PageRequest::first(100);
+        loop {
+            let page = self
+                .query
+                .tasks(&filter, TaskOrder::Arrived, &request, self.now)
+                .await?;
+            let mut settled = page.tasks.into_iter().filter(|task| !task.live);
+            self.shown = settled.find(|task| !of_workflow || is_member(task));
+            if self.shown.is_some() {
+                return Ok(());
+            }
+            anyhow::ensure!(page.next.is_some(), "no task is found");
+            request.cursor = page.next;
+        }
     }
 }
