@@ -170,16 +170,20 @@ impl Mix {
             to: Some(self.past()),
             ..TaskFilter::default()
         };
-        let page = self
-            .query
-            .tasks(&filter, TaskOrder::Arrived, &PageRequest::first(100), self.now)
-            .await?;
         let is_member = |task: &TaskSummary| task.root_id.as_deref().is_some_and(|root| root != task.task_id);
-        self.shown = page
-            .tasks
-            .into_iter()
-            .find(|task| !task.live && (!of_workflow || is_member(task)));
-        anyhow::ensure!(self.shown.is_some(), "no task is found");
-        Ok(())
+        let mut request = PageRequest::first(100);
+        loop {
+            let page = self
+                .query
+                .tasks(&filter, TaskOrder::Arrived, &request, self.now)
+                .await?;
+            let mut settled = page.tasks.into_iter().filter(|task| !task.live);
+            self.shown = settled.find(|task| !of_workflow || is_member(task));
+            if self.shown.is_some() {
+                return Ok(());
+            }
+            anyhow::ensure!(page.next.is_some(), "no task is found");
+            request.cursor = page.next;
+        }
     }
 }
