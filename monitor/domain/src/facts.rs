@@ -455,14 +455,7 @@ impl TaskFacts {
 
     /// Adds all that `other` knows; says whether that was anything new.
     pub fn merge(&mut self, other: &Self) -> bool {
-        let mut changed = false;
-        for fact in &other.facts {
-            changed |= self.keep_fact(fact.clone());
-        }
-        for texts in &other.texts {
-            changed |= self.keep_texts(texts.clone());
-        }
-        changed
+        self.absorb_all(other.clone(), &mut Vec::new())
     }
 
     /// Returns the facts as bytes; equal facts give equal bytes.
