@@ -6,6 +6,7 @@
 
 mod commit;
 mod copy;
+mod held;
 mod history;
 mod json;
 mod reporter;
@@ -15,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::{Executor, PgConnection, Row};
 use uuid::Uuid;
 
+pub use held::{Held, HeldPage, HeldTask, Walk};
 pub use reporter::{Previous, Settled, StoreReporter};
 
 use crate::connection::{Link, within};
