@@ -125,7 +125,9 @@ impl Committer {
         let Some(last) = messages.last().map(|message| message.tag) else {
             return Ok(true);
         };
-        let newest = messages.iter().map(|message| message.arrived).max();
+        let read = messages.iter().filter(|message| !message.own);
+        let newest = read.map(|message| message.arrived).max();
+        let own = messages.iter().filter(|message| message.own).count();
         let all = messages.len();
         if !self.drop_duplicates(&mut messages).await? {
             return Ok(false);
@@ -167,6 +169,7 @@ impl Committer {
         if let Some(newest) = newest {
             self.shared.stored_through(newest);
         }
+        self.shared.own_stored(own as u64);
         Ok(true)
     }
 

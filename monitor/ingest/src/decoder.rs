@@ -10,7 +10,7 @@ use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 use crate::filling::{BatchLimits, Filling};
-use crate::prepare::{Message, Prepared, prepare};
+use crate::prepare::{self, Message, Prepared, prepare};
 use crate::reduce::chunks;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
@@ -87,6 +87,8 @@ pub struct Decoder {
     pub batch: BatchLimits,
     /// What is read of a message.
     pub limits: Limits,
+    /// Events that the monitor itself makes of what it found out.
+    pub own: mpsc::Receiver<Vec<Event>>,
     /// Ends at once, without the rest.
     pub give_up: CancellationToken,
 }
@@ -98,6 +100,7 @@ impl Decoder {
         let mut full: Option<Filled> = None;
         let mut incoming: Vec<Message> = Vec::new();
         let mut open = true;
+        let mut newest = 0;
         while open || !filling.is_empty() || full.is_some() {
             if filling.is_full() && full.is_none() {
                 full = Some(Filled::of(filling.take()));
@@ -116,9 +119,16 @@ impl Decoder {
                     }
                     yield_now().await;
                 }
+                // Few and small; before the source, which may never be empty.
+                Some(events) = self.own.recv(), if open && full.is_none() => {
+                    let message = prepare::own(events, newest, self.shared.now());
+                    self.count_events(&message.events);
+                    filling.push(message, Instant::now());
+                }
                 more = source.take(&mut incoming, PORTION_BYTES.min(filling.room().max(1))), if open && full.is_none() => {
                     open = more;
                     for message in incoming.drain(..) {
+                        newest = message.tag;
                         self.read(&message, &mut filling);
                     }
                     yield_now().await;
@@ -151,24 +161,20 @@ impl Decoder {
     fn count(&self, prepared: &Prepared, heartbeats: &[Event]) {
         let live = self.shared.is_caught_up();
         let metrics = &self.shared.metrics;
-        let mut counts = [0_u64; EventKind::ALL.len()];
-        {
+        let replayed = {
             let mut workers = self.shared.workers();
             for event in prepared.events.iter().chain(heartbeats) {
-                if let Some(count) = counts.get_mut(event.kind as usize) {
-                    *count += 1;
-                }
                 workers.observe(event, live);
                 for repair in event.repairs.iter() {
                     metrics.repaired(repair);
                 }
             }
+            workers.take_replayed()
+        };
+        if replayed {
+            self.shared.unsettled();
         }
-        for (kind, count) in EventKind::ALL.into_iter().zip(counts) {
-            if count > 0 {
-                metrics.events(kind, count);
-            }
-        }
+        self.count_events(prepared.events.iter().chain(heartbeats));
         for event in prepared.events.iter().filter(|event| event.kind == EventKind::TaskSent) {
             if let Some(queue) = event.queue.as_deref() {
                 self.shared.queue_seen(queue);
@@ -176,6 +182,20 @@ impl Decoder {
         }
         for reject in &prepared.rejects {
             metrics.rejected(reject.reason, reject.count);
+        }
+    }
+
+    fn count_events<'e>(&self, events: impl IntoIterator<Item = &'e Event>) {
+        let mut counts = [0_u64; EventKind::ALL.len()];
+        for event in events {
+            if let Some(count) = counts.get_mut(event.kind as usize) {
+                *count += 1;
+            }
+        }
+        for (kind, count) in EventKind::ALL.into_iter().zip(counts) {
+            if count > 0 {
+                self.shared.metrics.events(kind, count);
+            }
         }
     }
 }

@@ -114,6 +114,7 @@ mod tests {
     fn message(bytes: usize) -> Prepared {
         Prepared {
             tag: 1,
+            own: false,
             maybe_stored: false,
             digest: None,
             arrived: UnixMicros(0),

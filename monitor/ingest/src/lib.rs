@@ -20,6 +20,7 @@ pub mod filling;
 pub mod liveness;
 pub mod metrics;
 pub mod monitor;
+pub mod orphans;
 pub mod prepare;
 pub mod reduce;
 mod reducing;

@@ -32,6 +32,8 @@ pub struct Message {
 pub struct Prepared {
     /// What is acknowledged once this is stored.
     pub tag: u64,
+    /// Made by the monitor itself: it acknowledges nothing, and says nothing of what was read.
+    pub own: bool,
     /// It may have been stored before.
     pub maybe_stored: bool,
     /// Tells it from other messages; `None` where the transport never delivers twice.
@@ -80,6 +82,7 @@ pub fn prepare(message: &Message, policy: &PayloadPolicy, limits: &Limits) -> (P
         .sum::<usize>();
     let prepared = Prepared {
         tag: message.tag,
+        own: false,
         maybe_stored: message.maybe_stored,
         digest: message.may_repeat.then(|| xxh3_128(&message.body)),
         arrived: message.arrived,
@@ -90,6 +93,21 @@ pub fn prepare(message: &Message, policy: &PayloadPolicy, limits: &Limits) -> (P
         bytes,
     };
     (prepared, heartbeats)
+}
+
+/// Returns events of our own as a message like any other. `tag`: that of the message read last, which stays the newest.
+pub fn own(events: Vec<Event>, tag: u64, now: UnixMicros) -> Prepared {
+    Prepared {
+        tag,
+        own: true,
+        maybe_stored: false,
+        digest: None,
+        arrived: now,
+        bytes: size_of::<Prepared>() + events.iter().map(weight).sum::<usize>(),
+        events,
+        rejects: Vec::new(),
+        head: Bytes::new(),
+    }
 }
 
 fn decode_framed(message: &Message, limits: &Limits) -> Decoded {
