@@ -32,7 +32,7 @@ impl Default for Queues {
     }
 }
 
-/// When a worker counts as offline.
+/// When a worker counts as lost, and what becomes of its tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Workers {
@@ -41,12 +41,18 @@ pub struct Workers {
     #[serde(default = "one_minute")]
     #[x_kube(validation = period_between("workers.offlineAfter", "5s", "1d"))]
     pub offline_after: Period,
+    /// Time from a worker's loss until the tasks it was running become `ORPHANED`, for example `30s`; they are healed when it
+    /// comes back. From 1s to 1d.
+    #[serde(default = "thirty_seconds")]
+    #[x_kube(validation = period_between("workers.orphanGrace", "1s", "1d"))]
+    pub orphan_grace: Period,
 }
 
 impl Default for Workers {
     fn default() -> Self {
         Self {
             offline_after: one_minute(),
+            orphan_grace: thirty_seconds(),
         }
     }
 }
@@ -164,6 +170,10 @@ impl RetentionClass {
 
 fn fifteen_seconds() -> Period {
     Period::from_seconds(15)
+}
+
+fn thirty_seconds() -> Period {
+    Period::from_seconds(30)
 }
 
 fn one_minute() -> Period {

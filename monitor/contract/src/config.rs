@@ -111,6 +111,8 @@ pub struct Queues {
 pub struct Workers {
     /// Seconds of silence; at least twice the worker's own heartbeat interval is always waited.
     pub offline_after_seconds: u64,
+    /// Seconds from a worker's loss until its running tasks become ORPHANED.
+    pub orphan_grace_seconds: u64,
 }
 
 /// What is kept of arguments, results and tracebacks.
@@ -189,6 +191,7 @@ mod tests {
             },
             workers: Workers {
                 offline_after_seconds: 60,
+                orphan_grace_seconds: 30,
             },
             payloads: Payloads {
                 store: PayloadStore::Full,

@@ -126,7 +126,9 @@ impl Committer {
         let Some(last) = gathered.messages.last().map(|message| message.tag) else {
             return Ok(true);
         };
-        let newest = gathered.messages.iter().map(|message| message.arrived).max();
+        let read = gathered.messages.iter().filter(|message| !message.is_own());
+        let newest = read.map(|message| message.arrived).max();
+        let own = gathered.messages.iter().filter(|message| message.is_own()).count();
         if !self.drop_duplicates(&mut gathered).await? {
             return Ok(false);
         }
@@ -162,6 +164,7 @@ impl Committer {
         if let Some(newest) = newest {
             self.shared.stored_through(newest);
         }
+        self.shared.own_stored(own as u64);
         Ok(true)
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kanchi_domain::{EventKind, Limits};
+use kanchi_domain::{Event, EventKind, Limits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
@@ -65,8 +65,20 @@ pub struct Decoder {
     pub batch: BatchLimits,
     /// What is read of a message.
     pub limits: Limits,
+    /// Events that the monitor itself makes of what it found out.
+    pub own: mpsc::Receiver<Vec<Event>>,
     /// Ends at once, without the rest.
     pub give_up: CancellationToken,
+}
+
+/// Messages on their way into a batch.
+#[derive(Debug, Default)]
+struct Intake {
+    /// Taken from the source and not read yet.
+    incoming: VecDeque<Message>,
+    reading: Reading,
+    /// Tag of the message that was read last.
+    newest: u64,
 }
 
 impl Decoder {
@@ -74,13 +86,12 @@ impl Decoder {
     pub async fn run(mut self, mut source: Source, turns: Turns) {
         let mut filling = Filling::new(self.batch);
         let mut full: Option<Gathered> = None;
-        let mut incoming: VecDeque<Message> = VecDeque::new();
-        let mut reading = Reading::default();
+        let mut intake = Intake::default();
         let mut open = true;
         while open || !filling.is_empty() || full.is_some() {
             if full.is_none() {
-                self.read(&mut incoming, &mut reading, &mut filling);
-                if filling.is_full() || !incoming.is_empty() {
+                self.read(&mut intake, &mut filling);
+                if filling.is_full() || !intake.incoming.is_empty() {
                     full = Some(filling.take());
                 }
             }
@@ -98,9 +109,14 @@ impl Decoder {
                     }
                     yield_now().await;
                 }
-                more = source.take(&mut incoming, PORTION_BYTES.min(filling.room().max(1))), if open && full.is_none() => {
+                // Few and small; before the source, which may never be empty.
+                Some(events) = self.own.recv(), if open && full.is_none() => {
+                    self.count_events(&events);
+                    filling.push_own(events, intake.newest, self.shared.now(), Instant::now());
+                }
+                more = source.take(&mut intake.incoming, PORTION_BYTES.min(filling.room().max(1))), if open && full.is_none() => {
                     open = more;
-                    self.read(&mut incoming, &mut reading, &mut filling);
+                    self.read(&mut intake, &mut filling);
                     yield_now().await;
                     if source.is_idle() {
                         self.shared.stream_drained();
@@ -118,9 +134,15 @@ impl Decoder {
     }
 
     /// Reads messages as far as the batch takes them.
-    fn read(&mut self, incoming: &mut VecDeque<Message>, reading: &mut Reading, filling: &mut Filling) {
+    fn read(&mut self, intake: &mut Intake, filling: &mut Filling) {
         let settings = Arc::clone(&self.settings.borrow_and_update());
+        let Intake {
+            incoming,
+            reading,
+            newest,
+        } = intake;
         while let Some(message) = incoming.pop_front_if(|message| filling.takes(message)) {
+            *newest = message.tag;
             reading.read(&message, &settings.payloads, &self.limits);
             self.count(reading);
             filling.push(message, &mut reading.decoded, Instant::now());
@@ -130,24 +152,20 @@ impl Decoder {
     fn count(&self, reading: &Reading) {
         let live = self.shared.is_caught_up();
         let metrics = &self.shared.metrics;
-        let mut counts = [0_u64; EventKind::ALL.len()];
-        {
+        let replayed = {
             let mut workers = self.shared.workers();
             for event in reading.events() {
-                if let Some(count) = counts.get_mut(event.kind as usize) {
-                    *count += 1;
-                }
                 workers.observe(event, live);
                 for repair in event.repairs.iter() {
                     metrics.repaired(repair);
                 }
             }
+            workers.take_replayed()
+        };
+        if replayed {
+            self.shared.unsettled();
         }
-        for (kind, count) in EventKind::ALL.into_iter().zip(counts) {
-            if count > 0 {
-                metrics.events(kind, count);
-            }
-        }
+        self.count_events(reading.events());
         for event in reading.events().filter(|event| event.kind == EventKind::TaskSent) {
             if let Some(queue) = event.queue.as_deref() {
                 self.shared.queue_seen(queue);
@@ -155,6 +173,20 @@ impl Decoder {
         }
         for reject in &reading.decoded.rejects {
             metrics.rejected(reject.reason, reject.count);
+        }
+    }
+
+    fn count_events<'e>(&self, events: impl IntoIterator<Item = &'e Event>) {
+        let mut counts = [0_u64; EventKind::ALL.len()];
+        for event in events {
+            if let Some(count) = counts.get_mut(event.kind as usize) {
+                *count += 1;
+            }
+        }
+        for (kind, count) in EventKind::ALL.into_iter().zip(counts) {
+            if count > 0 {
+                self.shared.metrics.events(kind, count);
+            }
         }
     }
 }

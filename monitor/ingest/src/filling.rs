@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kanchi_domain::Decoded;
+use kanchi_domain::{Decoded, Event, UnixMicros};
 
 use crate::gather::{Gathered, Gathering, LARGE};
 use crate::message::Message;
@@ -64,6 +64,12 @@ impl Filling {
         self.since.get_or_insert(now);
         self.hurried |= message.body.len() > LARGE;
         self.gathering.push(message, decoded);
+    }
+
+    /// Adds events of our own. `tag`: that of the message read last, which stays the newest.
+    pub fn push_own(&mut self, events: Vec<Event>, tag: u64, at: UnixMicros, now: Instant) {
+        self.since.get_or_insert(now);
+        self.gathering.push_own(events, tag, at);
     }
 
     /// Tells whether no more messages should be taken in.

@@ -55,6 +55,8 @@ pub struct Receipt {
 enum Body {
     Whole(Message),
     Head(Bytes),
+    /// Not a message at all: events that the monitor itself made. They acknowledge nothing, and say nothing of what was read.
+    Own(Vec<Event>),
 }
 
 impl Receipt {
@@ -73,6 +75,11 @@ impl Receipt {
         }
     }
 
+    /// Tells whether the monitor itself made this.
+    pub const fn is_own(&self) -> bool {
+        matches!(self.body, Body::Own(_))
+    }
+
     /// What could not be read of it.
     fn dead_letters(&self) -> impl Iterator<Item = DeadLetter> {
         self.rejects.iter().map(|reject| DeadLetter {
@@ -88,6 +95,7 @@ impl Receipt {
         match &self.body {
             Body::Whole(message) => head(&message.body),
             Body::Head(bytes) => bytes,
+            Body::Own(_) => &[],
         }
     }
 }
@@ -145,11 +153,15 @@ impl Gathered {
     pub fn again(messages: Vec<Receipt>, policy: &PayloadPolicy, limits: &Limits) -> Self {
         let (mut gathering, mut reading) = (Gathering::default(), Reading::default());
         for receipt in messages {
-            if let Body::Whole(message) = &receipt.body {
-                reading.read(message, policy, limits);
-                gathering.add_events(&reading.decoded);
-                gathering.messages.push(receipt);
+            match &receipt.body {
+                Body::Whole(message) => {
+                    reading.read(message, policy, limits);
+                    gathering.add_events(&reading.decoded.events);
+                }
+                Body::Own(events) => gathering.add_events(events),
+                Body::Head(_) => continue,
             }
+            gathering.messages.push(receipt);
         }
         gathering.finish()
     }
@@ -184,7 +196,7 @@ struct Group {
 impl Gathering {
     /// Adds a message and what was read of it.
     pub fn push(&mut self, message: Message, decoded: &mut Decoded) {
-        self.add_events(decoded);
+        self.add_events(&decoded.events);
         let rejects = mem::take(&mut decoded.rejects);
         self.bytes += size_of::<Receipt>();
         self.bytes += rejects
@@ -195,6 +207,20 @@ impl Gathering {
             self.bytes += message.body.len();
         }
         self.messages.push(Receipt::of(message, rejects));
+    }
+
+    /// Adds events of our own, as a message without bytes. `tag`: that of the message read last, which stays the newest.
+    pub fn push_own(&mut self, events: Vec<Event>, tag: u64, at: UnixMicros) {
+        self.add_events(&events);
+        self.bytes += size_of::<Receipt>() + events.len() * size_of::<Event>();
+        self.messages.push(Receipt {
+            tag,
+            maybe_stored: false,
+            digest: None,
+            arrived: at,
+            rejects: Vec::new(),
+            body: Body::Own(events),
+        });
     }
 
     /// Returns how many events are in.
@@ -234,8 +260,8 @@ impl Gathering {
         gathered
     }
 
-    fn add_events(&mut self, decoded: &Decoded) {
-        for event in &decoded.events {
+    fn add_events(&mut self, events: &[Event]) {
+        for event in events {
             self.add(event);
         }
     }

@@ -22,6 +22,7 @@ pub mod liveness;
 pub mod message;
 pub mod metrics;
 pub mod monitor;
+pub mod orphans;
 pub mod reduce;
 mod reducing;
 pub mod report;

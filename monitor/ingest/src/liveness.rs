@@ -2,20 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kanchi_broker::{Command, Control, Reply};
+use kanchi_domain::UnixMicros;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::SettingsWatch;
-use crate::shared::Shared;
+use crate::shared::{SETTLED_MS, Shared};
 
 /// How often silence is judged.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How long replies are waited for. Celery's own default is one second; a busy event loop takes longer.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A wall clock that moved so much more or less than time passed (microseconds) was set, or the machine slept.
+const JUMP: i64 = 2_000_000;
 
 /// Workers that are asked by name in one request.
 const ASK_AT_ONCE: usize = 100;
@@ -31,6 +35,28 @@ pub struct Liveness {
     pub control: Control,
     /// Ends it.
     pub shutdown: CancellationToken,
+    /// What the last turn saw.
+    pub seen: Seen,
+}
+
+/// What a turn must know of the one before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    caught_up: bool,
+    /// Our wall clock, and one that never jumps.
+    clocks: Option<(UnixMicros, Instant)>,
+}
+
+impl Seen {
+    /// Takes note of both clocks; says whether the wall clock has jumped since the turn before.
+    fn jumped(&mut self, wall: UnixMicros, steady: Instant) -> bool {
+        let before = self.clocks.replace((wall, steady));
+        before.is_some_and(|(wall_before, steady_before)| {
+            let passed = i64::try_from((steady - steady_before).as_micros()).unwrap_or(i64::MAX);
+            let shown = wall.0.saturating_sub(wall_before.0);
+            shown.saturating_sub(passed).saturating_abs() > JUMP
+        })
+    }
 }
 
 impl Liveness {
@@ -70,7 +96,7 @@ impl Liveness {
         self.learn(None).await;
     }
 
-    async fn turn(&self) {
+    async fn turn(&mut self) {
         let newly_online = self.shared.workers().take_newly_online();
         if !newly_online.is_empty() && !self.is_read_only() {
             for some in newly_online.chunks(ASK_AT_ONCE) {
@@ -80,9 +106,21 @@ impl Liveness {
                 self.learn(Some(some.to_vec())).await;
             }
         }
-        if self.shared.is_caught_up() {
+        let now = self.shared.now();
+        if self.seen.jumped(now, Instant::now()) {
+            tracing::warn!("the clock of this machine has jumped; the workers' timers start again");
+            self.shared.workers().restart_timers(now);
+        }
+        let caught_up = self.shared.is_caught_up();
+        if caught_up && !self.seen.caught_up {
+            let moment = now
+                .0
+                .saturating_sub(i64::try_from(SETTLED_MS * 1_000).unwrap_or(i64::MAX));
+            self.shared.workers().live_since(UnixMicros(moment));
+        }
+        self.seen.caught_up = caught_up;
+        if caught_up {
             let patience = self.settings.borrow().patience();
-            let now = self.shared.now();
             let suspects = self.shared.workers().check(now, patience);
             for some in suspects.chunks(ASK_AT_ONCE) {
                 self.ask(some).await;
@@ -107,7 +145,7 @@ impl Liveness {
                 workers.answered(suspect, now);
             } else {
                 tracing::info!(worker.name = suspect, "worker is silent and does not answer");
-                workers.unanswered(suspect);
+                workers.unanswered(suspect, now);
             }
         }
     }
@@ -192,6 +230,18 @@ fn is_solo(reply: &Value) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed_and_a_late_turn_is_not() {
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let mut seen = Seen::default();
+        assert!(!seen.jumped(UnixMicros(0), start));
+        assert!(!seen.jumped(UnixMicros(60_000_000), later(60)));
+        assert!(seen.jumped(UnixMicros(3_660_000_000), later(61)));
+        assert!(!seen.jumped(UnixMicros(3_661_000_000), later(62)));
+        assert!(seen.jumped(UnixMicros(62_000_000), later(63)));
+    }
 
     #[test]
     fn reads_queues_from_whatever_a_worker_answers() {

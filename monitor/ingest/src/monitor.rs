@@ -15,7 +15,8 @@ use crate::buffer::Buffer;
 use crate::commit::{self, Committer};
 use crate::decoder::{self, Decoder};
 use crate::filling::BatchLimits;
-use crate::liveness::Liveness;
+use crate::liveness::{Liveness, Seen};
+use crate::orphans::{self, Orphans};
 use crate::report::{self, Reporter};
 use crate::sampler::Sampler;
 use crate::settings::{Loaded, Settings, watch_directory};
@@ -124,6 +125,7 @@ impl Monitor {
 
         let (acknowledge, acknowledged) = watch::channel(0);
         let (turns, batches) = decoder::turns();
+        let (own, own_events) = mpsc::channel(orphans::WAITING);
         let (sink, source) = if let Some(buffer) = &buffer {
             (
                 Sink::Buffer(Arc::clone(buffer)),
@@ -146,6 +148,7 @@ impl Monitor {
             settings: settings.clone(),
             batch: self.limits.batch,
             limits: self.limits.decode,
+            own: own_events,
             give_up: give_up.clone(),
         };
         let committer = Committer::new(
@@ -181,6 +184,7 @@ impl Monitor {
                     settings: settings.clone(),
                     control: Control::new(spec),
                     shutdown: background.clone(),
+                    seen: Seen::default(),
                 }
                 .run(),
             ),
@@ -203,6 +207,7 @@ impl Monitor {
                 version: self.version.clone(),
                 shutdown: reporter_end.clone(),
                 store,
+                orphans: Orphans::new(own),
                 workers_saved: None,
                 restart_at: (!asked && transport == Transport::Redis).then(|| self.shared.now()),
             }

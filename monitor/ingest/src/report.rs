@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::buffer::Buffer;
+use crate::orphans::Orphans;
 use crate::sampler::Samples;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
@@ -56,6 +57,8 @@ pub struct Reporter {
     pub shutdown: CancellationToken,
     /// The connection, once there is one.
     pub store: Option<StoreReporter>,
+    /// Finds the tasks of workers that were lost or came back.
+    pub orphans: Orphans,
     /// When workers were written last.
     pub workers_saved: Option<Instant>,
     /// Redis: the store could not be asked at the start where the last process stopped; since when this one listens.
@@ -130,7 +133,13 @@ impl Reporter {
             *loaded_workers = true;
         }
         self.save().await?;
+        self.store().await?;
+        if let Some(store) = self.store.as_mut() {
+            let grace = self.settings.borrow().orphan_grace();
+            self.orphans.turn(store, &self.shared, grace).await?;
+        }
         if *next_settle <= Instant::now() {
+            self.forget_workers().await?;
             let more = self.settle().await?;
             // What is left goes on in the next turn, behind the heartbeat.
             *next_settle = Instant::now() + if more { Duration::ZERO } else { SETTLE };
@@ -167,6 +176,20 @@ impl Reporter {
             }
         }
         Ok(())
+    }
+
+    /// Workers that left long ago leave memory and store. Where the store fails meanwhile, the next start finds them there,
+    /// and they leave then.
+    async fn forget_workers(&mut self) -> Result<(), StoreError> {
+        if !self.shared.is_caught_up() {
+            return Ok(());
+        }
+        let gone = self.shared.workers().forget(self.shared.now());
+        if gone.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(workers = gone.len(), "forgot workers that left a day ago");
+        self.store().await?.forget_workers(&gone).await
     }
 
     /// Moves final tasks to history; answers whether there are more.

@@ -121,6 +121,11 @@ impl Settings {
         }
     }
 
+    /// Returns how long a lost worker's tasks are left as they are.
+    pub const fn orphan_grace(&self) -> Duration {
+        Duration::from_secs(self.config.workers.orphan_grace_seconds)
+    }
+
     fn parse(snapshot: &Snapshot, directory: &Path) -> Result<Self, Error> {
         let config = MonitorConfig::from_yaml(&snapshot.text(directory, file::CONFIG)?).map_err(Error::Config)?;
         let url = SecretUrl::parse(snapshot.text(directory, file::BROKER_URL)?.trim()).map_err(Error::BrokerUrl)?;

@@ -23,6 +23,9 @@ const MAX_QUEUES: usize = 1_000;
 /// A store that refuses batches for so long is told of.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The stream counts as caught up when for so long nothing old came and it was drained at least once.
+pub const SETTLED_MS: u64 = 5_000;
+
 /// Rates are over so long.
 const RATE_WINDOW: Duration = Duration::from_secs(30);
 
@@ -41,10 +44,14 @@ pub struct Shared {
     gaps: Mutex<VecDeque<GapRow>>,
     /// The stream had nothing more to give at this moment (milliseconds since the start).
     drained_ms: AtomicU64,
+    /// Something came late, or could have, at this moment (milliseconds since the start).
+    unsettled_ms: AtomicU64,
     connected: AtomicBool,
     /// Arrival of the newest message read, and of the newest that is stored.
     newest_arrived: AtomicI64,
     newest_stored: AtomicI64,
+    /// Messages of our own that are stored.
+    own_stored: AtomicU64,
     store_failure: Mutex<Option<(Instant, ErrorKind)>>,
     started: Instant,
     /// The heartbeat is due at once.
@@ -81,10 +88,12 @@ impl Shared {
             queues_seen: Mutex::default(),
             gaps: Mutex::default(),
             drained_ms: AtomicU64::new(0),
+            unsettled_ms: AtomicU64::new(0),
             connected: AtomicBool::new(false),
             started: Instant::now(),
             newest_arrived: AtomicI64::new(0),
             newest_stored: AtomicI64::new(0),
+            own_stored: AtomicU64::new(0),
             store_failure: Mutex::default(),
             heartbeat_due: Notify::new(),
             connected_again: Notify::new(),
@@ -122,6 +131,7 @@ impl Shared {
             tracing::warn!(reason = reason.as_str(), message = %report.message, "not connected to the broker");
         }
         self.drained_ms.store(0, Ordering::Relaxed);
+        self.unsettled();
         self.connected.store(connected, Ordering::Relaxed);
         lock(&self.status).connection = Some(report);
         if connected {
@@ -139,13 +149,43 @@ impl Shared {
 
     /// The stream had nothing more to give just now.
     pub fn stream_drained(&self) {
-        self.drained_ms.store(self.elapsed_ms().max(1), Ordering::Relaxed);
+        let now = self.elapsed_ms().max(1);
+        let before = self.drained_ms.swap(now, Ordering::Relaxed);
+        if now.saturating_sub(before) >= SETTLED_MS {
+            // What piled up meanwhile may still be on its way.
+            self.unsettled();
+        }
     }
 
-    /// Tells whether what was published a few seconds ago has been read by now.
+    /// What is read now was sent some time ago. A reader that is faster than the broker finds nothing waiting for a moment
+    /// in the middle of a backlog, so that alone does not mean being caught up.
+    pub fn unsettled(&self) {
+        self.unsettled_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+    }
+
+    /// Tells whether what was published a few seconds ago has been read by now, and nothing older for as long.
     pub fn is_caught_up(&self) -> bool {
+        let now = self.elapsed_ms();
         let drained = self.drained_ms.load(Ordering::Relaxed);
-        self.is_connected() && drained > 0 && self.elapsed_ms().saturating_sub(drained) < 5_000
+        let recently = drained > 0 && now.saturating_sub(drained) < SETTLED_MS;
+        let settled = now.saturating_sub(self.unsettled_ms.load(Ordering::Relaxed)) >= SETTLED_MS;
+        self.is_connected() && recently && settled
+    }
+
+    /// So many messages of our own are stored.
+    pub fn own_stored(&self, count: u64) {
+        self.own_stored.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Returns how many messages of our own have been stored since the start.
+    pub fn own_messages_stored(&self) -> u64 {
+        self.own_stored.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether all that was read before a moment is stored.
+    pub fn is_stored_through(&self, moment: UnixMicros) -> bool {
+        let stored = self.newest_stored.load(Ordering::Relaxed);
+        stored >= moment.0 || stored >= self.newest_arrived.load(Ordering::Relaxed)
     }
 
     /// A message was read from the connection.

@@ -2,14 +2,22 @@
 //!
 //! A worker that says goodbye is offline. One that falls silent for max(`offlineAfter`, 2 × its own interval) is suspect:
 //! it is asked (`ping`), and lost if it does not answer; under `readOnly` nobody is asked and the wait is twice as long.
-//! A busy solo-pool worker cannot answer and is unknown, and so is a worker that never sent a heartbeat. Silence counts
-//! only while the stream is connected and caught up ([`WorkerTable::restart_timers`]).
+//! A busy solo-pool worker cannot answer and is unknown for an hour, and so is a worker that never sent a heartbeat, for
+//! ever. Silence counts only while the stream is connected and caught up ([`WorkerTable::restart_timers`]).
+//!
+//! What was lost stays lost for a grace time before its tasks are orphaned ([`WorkerTable::losses`]). A worker that began
+//! anew without a goodbye has lost its process before: that one cannot be asked any more, and twice the silence decides.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use kanchi_domain::{Event, EventKind, UnixMicros, WorkerFields};
+use kanchi_domain::{Event, EventKind, Running, UnixMicros};
 use kanchi_store::WorkerRow;
+
+use worker::{Pool, Worker};
+
+mod worker;
 
 /// Hostile or careless publishers must not fill the memory with names.
 const MAX_WORKERS: usize = 10_000;
@@ -22,6 +30,16 @@ const SKEW_TOLERANCE: i64 = 16_000_000;
 
 /// A row is written at once when its state changes, and else at most so often.
 const SAVE_EVERY: i64 = 5_000_000;
+
+/// A silent solo-pool worker may be busy for so long: it tells of a task, its start included, only when the task is over.
+/// Celery's time limits do not hold in that pool, and it names none.
+const SOLO_PATIENCE: i64 = 3_600_000_000;
+
+/// A worker that is not online leaves the list so long after its last event: pods come and go under new names.
+const FORGET_AFTER: i64 = 24 * 3_600_000_000;
+
+/// Workers forgotten, and losses told, in one turn.
+const AT_ONCE: usize = 1_000;
 
 /// Where a worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,37 +97,39 @@ pub struct WorkerCounts {
     pub unknown: u64,
 }
 
+/// A process that was given up, after its grace time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Its worker.
+    pub hostname: String,
+    /// Its id, as far as it is known.
+    pub pid: Option<i64>,
+    /// Its last sign of life, by its own clock; `None`: an earlier process of ours heard it.
+    pub heard: Option<UnixMicros>,
+    /// When it was given up, by our clock.
+    pub since: UnixMicros,
+}
+
+impl Loss {
+    /// Says whether a task runs in the process that was given up, and is not known to be orphaned yet. A process that came
+    /// after it, under the same id in another container, begins its tasks after the last sign of life.
+    pub fn took(&self, running: &Running) -> bool {
+        *running.hostname == *self.hostname
+            && running.lost.is_none()
+            && (running.pid == self.pid || running.pid.is_none() || self.pid.is_none())
+            && self.heard.is_none_or(|heard| running.began <= heard)
+    }
+}
+
 /// The workers.
 #[derive(Debug, Default)]
 pub struct WorkerTable {
     workers: HashMap<Box<str>, Worker>,
     newly_online: BTreeSet<String>,
-}
-
-/// What matters of a worker's pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pool {
-    /// Runs tasks in the process that should answer: busy means silent.
-    Solo,
-    /// Any other, or not known.
-    Other,
-}
-
-#[derive(Debug)]
-struct Worker {
-    row: WorkerRow,
-    state: WorkerState,
-    /// Time of the last sign of life, by our clock.
-    heard: i64,
-    /// What is added to this worker's timestamps: its clock is off.
-    skew: i64,
-    sends_heartbeats: bool,
-    pool: Pool,
-    queues: BTreeSet<String>,
-    saved: i64,
-    dirty: bool,
-    /// Suspected and asked; not asked again before this is cleared.
-    asked: bool,
+    returned: BTreeSet<String>,
+    /// What earlier processes of ours knew is in.
+    is_loaded: bool,
+    replayed: bool,
 }
 
 impl WorkerTable {
@@ -118,8 +138,7 @@ impl WorkerTable {
         let mut table = Self::default();
         for row in rows.into_iter().take(MAX_WORKERS) {
             let state = WorkerState::from_name(&row.state);
-            let mut worker = Worker::new(row, state, now.0);
-            worker.sends_heartbeats = worker.row.last_heartbeat_at.is_some();
+            let worker = Worker::load(row, state, now);
             table.workers.insert(worker.row.hostname.as_str().into(), worker);
         }
         table
@@ -127,57 +146,53 @@ impl WorkerTable {
 
     /// Adds what an earlier process had stored, without touching workers heard of since.
     pub fn merge_loaded(&mut self, rows: Vec<WorkerRow>, now: UnixMicros) {
-        for (hostname, worker) in Self::load(rows, now).workers {
-            self.workers.entry(hostname).or_insert(worker);
+        self.is_loaded = true;
+        for (hostname, loaded) in Self::load(rows, now).workers {
+            match self.workers.entry(hostname) {
+                Entry::Occupied(mut known) => known.get_mut().remember(&loaded),
+                Entry::Vacant(place) => drop(place.insert(loaded)),
+            }
         }
     }
 
     /// Takes note of an event. `live`: the stream is caught up, so that arrival minus timestamp is the clock's error.
     pub fn observe(&mut self, event: &Event, live: bool) {
+        let is_loaded = self.is_loaded;
         let Some(worker) = self.worker_of(event) else { return };
-        if live {
-            worker.correct_skew(event);
-        }
-        // A clock that is ahead must not make a worker look alive beyond the moment we heard of it.
-        let heard = event.timestamp.0.saturating_add(worker.skew).min(event.arrived.0);
-        let newer = event.timestamp >= worker.row.last_event_at;
         let was = worker.state;
-        worker.heard = worker.heard.max(heard);
-        if newer {
-            worker.row.last_event_at = event.timestamp;
+        // Lost or back while none of us was there to see it.
+        let is_news = worker.is_news() && (worker.was_loaded || !is_loaded);
+        let replayed = worker.observe(event, live);
+        let now_online = worker.state == WorkerState::Online;
+        let came_up = now_online && (event.kind == EventKind::WorkerOnline || was != WorkerState::Online);
+        let lives = matches!(worker.state, WorkerState::Online | WorkerState::Unknown);
+        let came_back = lives && (was == WorkerState::Lost || is_news);
+        let hostname = (came_up || came_back).then(|| worker.row.hostname.clone());
+        self.replayed |= replayed;
+        if let Some(hostname) = hostname.clone().filter(|_| came_back) {
+            self.returned.insert(hostname);
         }
-        if matches!(event.kind, EventKind::WorkerOnline | EventKind::WorkerHeartbeat) {
-            worker.beat(event, newer);
-        } else if event.kind == EventKind::WorkerOffline && newer {
-            worker.take_fields(event);
-            worker.state = WorkerState::Offline;
-        } else if newer && was == WorkerState::Lost {
-            // A task event from a worker that was given up: it lives.
-            worker.state = if worker.sends_heartbeats {
-                WorkerState::Online
-            } else {
-                WorkerState::Unknown
-            };
-        }
-        if newer && worker.state != WorkerState::Offline {
-            worker.asked = false;
-        }
-        let came_up = event.kind == EventKind::WorkerOnline
-            || (worker.state == WorkerState::Online && was != WorkerState::Online);
-        worker.dirty |= worker.state != was
-            || event.kind == EventKind::WorkerOnline
-            || worker.row.last_event_at.0.saturating_sub(worker.saved) >= SAVE_EVERY;
-        if came_up && worker.state == WorkerState::Online {
-            let hostname = worker.row.hostname.clone();
+        if let Some(hostname) = hostname.filter(|_| came_up) {
             self.newly_online.insert(hostname);
         }
     }
 
-    /// The connection came back, or a gap was closed: silence so far says nothing.
+    /// Tells whether heartbeats came faster than they were sent: what waited somewhere is being read.
+    pub const fn take_replayed(&mut self) -> bool {
+        std::mem::replace(&mut self.replayed, false)
+    }
+
+    /// The stream has been live since a moment: what arrived after it was sent just then, whatever its sender's clock says.
+    pub fn live_since(&mut self, moment: UnixMicros) {
+        for worker in self.workers.values_mut() {
+            worker.live_since(moment);
+        }
+    }
+
+    /// The connection came back, a gap was closed, or our clock jumped: silence so far says nothing.
     pub fn restart_timers(&mut self, now: UnixMicros) {
         for worker in self.workers.values_mut() {
-            worker.heard = worker.heard.max(now.0);
-            worker.asked = false;
+            worker.restart_timers(now);
         }
     }
 
@@ -185,25 +200,51 @@ impl WorkerTable {
     pub fn check(&mut self, now: UnixMicros, patience: Patience) -> Vec<String> {
         let mut suspects = Vec::new();
         for worker in self.workers.values_mut() {
-            if worker.state != WorkerState::Online || !worker.sends_heartbeats {
-                continue;
-            }
-            let silence = now.0.saturating_sub(worker.heard);
-            let limit = worker.limit(patience);
-            if silence <= limit {
-                continue;
-            }
-            if !patience.read_only {
-                if !worker.asked {
-                    worker.asked = true;
-                    suspects.push(worker.row.hostname.clone());
-                }
-            } else if silence > limit.saturating_mul(2) {
-                worker.give_up();
+            if worker.check(now, patience) {
+                suspects.push(worker.row.hostname.clone());
             }
         }
         suspects.sort();
         suspects
+    }
+
+    /// Returns the processes that were given up a grace time ago and whose tasks are not known to be orphaned yet.
+    pub fn losses(&self, now: UnixMicros, grace: Duration) -> Vec<Loss> {
+        let grace = i64::try_from(grace.as_micros()).unwrap_or(i64::MAX);
+        let due = |loss: &Loss| now.0.saturating_sub(loss.since.0) >= grace;
+        self.workers
+            .values()
+            .flat_map(Worker::losses)
+            .filter(due)
+            .take(AT_ONCE)
+            .collect()
+    }
+
+    /// The tasks of this process are orphaned.
+    pub fn loss_done(&mut self, loss: &Loss) {
+        if let Some(worker) = self.workers.get_mut(loss.hostname.as_str()) {
+            worker.loss_done(loss);
+        }
+    }
+
+    /// Returns the workers that were lost and live after all, since the last call.
+    pub fn take_returned(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.returned).into_iter().collect()
+    }
+
+    /// Returns the newest sign of life of the very process that runs this task, by its own clock, if it lives.
+    pub fn sign_of_life(&self, running: &Running) -> Option<UnixMicros> {
+        self.workers.get(&*running.hostname)?.sign_of_life(running)
+    }
+
+    /// Forgets workers that left long ago; returns their names.
+    pub fn forget(&mut self, now: UnixMicros) -> Vec<String> {
+        let gone = self.workers.values().filter(|worker| worker.is_forgotten(now));
+        let gone: Vec<String> = gone.map(|worker| worker.row.hostname.clone()).take(AT_ONCE).collect();
+        for hostname in &gone {
+            self.workers.remove(hostname.as_str());
+        }
+        gone
     }
 
     /// A worker answered when it was asked.
@@ -211,7 +252,7 @@ impl WorkerTable {
         if let Some(worker) = self.workers.get_mut(hostname) {
             worker.heard = worker.heard.max(now.0);
             worker.asked = false;
-            if matches!(worker.state, WorkerState::Lost | WorkerState::Unknown) && worker.sends_heartbeats {
+            if worker.state == WorkerState::Unknown && worker.sends_heartbeats {
                 worker.state = WorkerState::Online;
                 worker.dirty = true;
             }
@@ -219,12 +260,12 @@ impl WorkerTable {
     }
 
     /// A worker did not answer when it was asked; nothing was heard of it since.
-    pub fn unanswered(&mut self, hostname: &str) {
+    pub fn unanswered(&mut self, hostname: &str, now: UnixMicros) {
         if let Some(worker) = self.workers.get_mut(hostname)
             && worker.state == WorkerState::Online
             && worker.asked
         {
-            worker.give_up();
+            worker.give_up(now);
         }
     }
 
@@ -307,7 +348,7 @@ impl WorkerTable {
     /// Finds or makes the worker that sent an event; clients send `task-sent` and are no workers.
     fn worker_of(&mut self, event: &Event) -> Option<&mut Worker> {
         let hostname: &str = &event.hostname;
-        if hostname.is_empty() || matches!(event.kind, EventKind::TaskSent | EventKind::Custom) {
+        if hostname.is_empty() || matches!(event.kind, EventKind::TaskSent | EventKind::Custom) || event.kind.is_own() {
             return None;
         }
         let known = self.workers.contains_key(hostname);
@@ -331,7 +372,7 @@ impl WorkerTable {
                 sw_ver: None,
                 sw_sys: None,
                 started_at: None,
-                last_event_at: event.timestamp,
+                last_event_at: event.timestamp.min(event.arrived),
                 last_heartbeat_at: None,
             };
             let mut worker = Worker::new(row, WorkerState::Unknown, event.timestamp.0.min(event.arrived.0));
@@ -351,98 +392,6 @@ impl WorkerTable {
             self.workers.remove(&hostname);
         }
     }
-}
-
-impl Worker {
-    fn new(row: WorkerRow, state: WorkerState, heard: i64) -> Self {
-        Self {
-            saved: row.last_event_at.0,
-            row,
-            state,
-            heard,
-            skew: 0,
-            sends_heartbeats: false,
-            pool: Pool::Other,
-            queues: BTreeSet::new(),
-            dirty: false,
-            asked: false,
-        }
-    }
-
-    fn beat(&mut self, event: &Event, newer: bool) {
-        self.sends_heartbeats = true;
-        self.row.last_heartbeat_at = self.row.last_heartbeat_at.max(Some(event.timestamp));
-        if event.kind == EventKind::WorkerOnline && (newer || self.row.started_at.is_none()) {
-            // It repeats after every reconnect: the same process has not started again.
-            if self.row.pid != event.pid || self.row.started_at.is_none() {
-                self.row.started_at = Some(event.timestamp);
-            }
-        }
-        if newer {
-            self.take_fields(event);
-            self.state = WorkerState::Online;
-        }
-    }
-
-    fn take_fields(&mut self, event: &Event) {
-        if event.pid.is_some() {
-            if self.row.pid.is_some() && self.row.pid != event.pid && event.kind != EventKind::WorkerOnline {
-                self.row.started_at = Some(event.timestamp);
-            }
-            self.row.pid = event.pid;
-        }
-        if self.row.started_at.is_none() {
-            self.row.started_at = Some(event.timestamp);
-        }
-        let Some(fields) = event.worker.as_deref() else { return };
-        self.row.sw_ident = owned(fields.sw_ident.as_deref()).or_else(|| self.row.sw_ident.take());
-        self.row.sw_ver = owned(fields.sw_ver.as_deref()).or_else(|| self.row.sw_ver.take());
-        self.row.sw_sys = owned(fields.sw_sys.as_deref()).or_else(|| self.row.sw_sys.take());
-        if fields.is_regular() {
-            self.take_regular(fields);
-        }
-    }
-
-    /// The answer to the `heartbeat` command says `freq` 5 whatever the truth, and nothing of the load.
-    fn take_regular(&mut self, fields: &WorkerFields) {
-        self.row.freq = fields
-            .freq
-            .filter(|freq| freq.is_finite() && *freq > 0.0)
-            .or(self.row.freq);
-        self.row.active = fields.active.or(self.row.active);
-        self.row.processed = fields.processed.or(self.row.processed);
-        self.row.loadavg = fields.loadavg.or(self.row.loadavg);
-    }
-
-    fn correct_skew(&mut self, event: &Event) {
-        if !event.has_timestamp() {
-            return;
-        }
-        let off = event.arrived.0.saturating_sub(event.timestamp.0);
-        self.skew = if off.abs() > SKEW_TOLERANCE { off } else { 0 };
-    }
-
-    fn limit(&self, patience: Patience) -> i64 {
-        // An interval of a day would hide a dead worker for two; Celery's own default is two seconds.
-        let own = self.row.freq.map_or(0.0, |freq| (2.0 * freq).min(3600.0));
-        let seconds = patience.offline_after.as_secs_f64().max(own);
-        (seconds * 1e6) as i64
-    }
-
-    fn give_up(&mut self) {
-        let busy = self.row.active.is_none_or(|active| active > 0);
-        self.state = if self.pool == Pool::Solo && busy {
-            WorkerState::Unknown
-        } else {
-            WorkerState::Lost
-        };
-        self.asked = false;
-        self.dirty = true;
-    }
-}
-
-fn owned(text: Option<&str>) -> Option<String> {
-    text.map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -86,6 +86,44 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
     where p_keep_sample
 $$;
 
+-- Workers that left long ago, as the monitor says.
+create function kanchi.forget_workers(p_hostname text[]) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    delete from kanchi.worker
+    where broker_id = kanchi.current_broker() and hostname = any (p_hostname) and state <> 'online'
+$$;
+
+-- One page of a walk over the live tasks, in the order in which they were first seen. It looks at p_scan of them at most and
+-- returns the facts of those that run, or are orphaned, on these workers. The last row looked at always comes, if need be
+-- without facts: the next page begins behind it.
+create function kanchi.held(p_worker text[], p_orphaned boolean, p_after bigint, p_after_id text, p_scan integer)
+returns table (first_seen bigint, task_id text, facts bytea)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+    after timestamptz := kanchi.micros(p_after);
+begin
+    return query select (extract(epoch from page.first_seen_at) * 1000000)::bigint, page.task_id,
+            case when page.is_held then page.facts end
+        from (
+            select l.*, lead(l.task_id) over (order by l.first_seen_at, l.task_id) is null as is_last,
+                l.worker = any (p_worker) and case when p_orphaned then l.state = 'ORPHANED' else l.state not in
+                    ('PENDING', 'RECEIVED', 'RETRY', 'SUCCESS', 'FAILURE', 'REVOKED', 'REJECTED', 'EXPIRED', 'ORPHANED')
+                end as is_held
+            from (
+                select k.first_seen_at, k.task_id, k.facts, k.state, k.worker from kanchi.task_live k
+                where k.broker_id::bigint = b and k.first_seen_at >= after
+                    and (k.first_seen_at, k.task_id) > (after, p_after_id)
+                order by k.first_seen_at, k.task_id
+                limit least(p_scan, 10000)) as l
+        ) as page
+        where page.is_held or page.is_last
+        order by 1, 2;
+end $$;
+
 create function kanchi.save_gaps(p_gaps jsonb) returns void
 language sql security definer set search_path = pg_catalog, pg_temp as $$
     insert into kanchi.gap (broker_id, gap_id, from_at, to_at, cause, estimated_events)

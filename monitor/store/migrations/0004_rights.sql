@@ -35,6 +35,7 @@ begin
         'load_facts(text[])', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
         'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',
         'take_live(text[])',
+        'held(text[], boolean, bigint, text, integer)', 'forget_workers(text[])',
         'beat(jsonb)', 'save_queues(bigint, jsonb, boolean)', 'save_workers(jsonb, boolean)', 'previous()', 'save_gaps(jsonb)']
     loop
         execute format('grant execute on function kanchi.%s to %I', item, p_role);

@@ -6,6 +6,7 @@
 
 mod commit;
 mod copy;
+mod held;
 mod history;
 mod json;
 mod reporter;
@@ -16,6 +17,7 @@ use sqlx::{Executor, PgConnection, Row};
 use uuid::Uuid;
 
 pub(crate) use copy::head;
+pub use held::{Held, HeldPage, HeldTask, Walk};
 pub use reporter::{Previous, Settled, StoreReporter};
 
 use crate::connection::{Link, within};

@@ -145,6 +145,7 @@ fn config(key: BrokerKey) -> MonitorConfig {
         },
         workers: Workers {
             offline_after_seconds: 60,
+            orphan_grace_seconds: 30,
         },
         payloads: Payloads {
             store: PayloadStore::Full,

@@ -14,7 +14,7 @@ celery:
   globalKeyPrefix: ''
   eventQueue: { type: Classic, maxLengthBytes: 1073741824, expiresSeconds: 86400 }
 queues: { include: [], sampleIntervalSeconds: 15 }
-workers: { offlineAfterSeconds: 60 }
+workers: { offlineAfterSeconds: 60, orphanGraceSeconds: 45 }
 payloads: { store: Full, maxBytes: 65536, redactKeys: [password] }
 retention: { succeededDays: 14, failedDays: 30, eventsDays: 7, statisticsDays: 365 }
 logLevel: info
@@ -45,6 +45,7 @@ fn reads_what_the_operator_mounts() {
     assert_eq!(settings.payloads.max_bytes, 65_536);
     assert!(settings.broker.tls.is_none());
     assert_eq!(settings.patience().offline_after, Duration::from_mins(1));
+    assert_eq!(settings.orphan_grace(), Duration::from_secs(45));
 }
 
 #[test]

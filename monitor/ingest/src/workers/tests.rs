@@ -55,7 +55,7 @@ fn a_silent_worker_is_asked_first_and_lost_when_it_does_not_answer() {
     assert_eq!(table.check(at(61.0), PATIENCE), ["w@h"]);
     assert_eq!(state(&table), WorkerState::Online, "being asked is not being lost");
     assert!(table.check(at(62.0), PATIENCE).is_empty(), "asked once only");
-    table.unanswered("w@h");
+    table.unanswered("w@h", at(61.0));
     assert_eq!(state(&table), WorkerState::Lost);
     table.observe(&beat(70.0), true);
     assert_eq!(state(&table), WorkerState::Online, "it heals");
@@ -70,7 +70,7 @@ fn an_answer_or_an_event_meanwhile_keeps_it_online() {
     assert!(table.check(at(100.0), PATIENCE).is_empty());
     assert_eq!(table.check(at(123.0), PATIENCE), ["w@h"]);
     table.observe(&beat(124.0), true);
-    table.unanswered("w@h");
+    table.unanswered("w@h", at(61.0));
     assert_eq!(state(&table), WorkerState::Online);
 }
 
@@ -102,18 +102,21 @@ fn the_answer_to_the_heartbeat_command_does_not_change_its_rhythm() {
 }
 
 #[test]
-fn a_busy_solo_worker_is_unknown_and_an_idle_one_lost() {
+fn a_silent_solo_worker_is_unknown_for_an_hour() {
+    // It tells of a task only when it is over: what it said last, that it was idle, means nothing.
     let mut table = WorkerTable::default();
-    table.observe(&beat(0.0), true);
+    table.observe(&event("worker-heartbeat", 0.0, r#","freq":2.0,"active":0"#), true);
     table.set_solo("w@h", true);
-    table.check(at(61.0), PATIENCE);
-    table.unanswered("w@h");
+    assert_eq!(table.check(at(61.0), PATIENCE), ["w@h"]);
+    table.unanswered("w@h", at(62.0));
     assert_eq!(state(&table), WorkerState::Unknown);
-    table.observe(&event("worker-heartbeat", 100.0, r#","freq":2.0,"active":0"#), true);
-    assert_eq!(state(&table), WorkerState::Online);
-    table.check(at(161.0), PATIENCE);
-    table.unanswered("w@h");
+    assert!(table.check(at(3599.0), PATIENCE).is_empty());
+    assert_eq!(state(&table), WorkerState::Unknown);
+    assert!(losses(&table, 3599.0).is_empty());
+    table.check(at(3601.0), PATIENCE);
     assert_eq!(state(&table), WorkerState::Lost);
+    table.observe(&beat(3700.0), true);
+    assert_eq!(state(&table), WorkerState::Online);
 }
 
 #[test]
@@ -233,4 +236,279 @@ fn knows_what_an_earlier_process_knew() {
     assert_eq!(state(&loaded), WorkerState::Online);
     assert!(loaded.check(at(559.0), PATIENCE).is_empty(), "its timer starts with us");
     assert_eq!(loaded.check(at(561.0), PATIENCE), ["w@h"]);
+}
+
+fn losses(table: &WorkerTable, seconds: f64) -> Vec<Loss> {
+    table.losses(at(seconds), Duration::from_secs(30))
+}
+
+fn lost(table: &mut WorkerTable, seconds: f64) {
+    assert_eq!(table.check(at(seconds), PATIENCE), ["w@h"]);
+    table.unanswered("w@h", at(seconds));
+    assert_eq!(state(table), WorkerState::Lost);
+}
+
+fn running(pid: i64, began: f64, lost: Option<f64>) -> Running {
+    Running {
+        hostname: "w@h".into(),
+        pid: Some(pid),
+        began: at(began),
+        latest: at(began),
+        lost: lost.map(at),
+    }
+}
+
+#[test]
+fn a_loss_is_told_after_the_grace_and_until_it_is_dealt_with() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    lost(&mut table, 61.0);
+    assert!(losses(&table, 90.0).is_empty());
+    let told = losses(&table, 91.0);
+    assert_eq!(told.len(), 1);
+    assert_eq!(
+        (told[0].pid, told[0].heard, told[0].since),
+        (Some(7), Some(at(0.0)), at(61.0))
+    );
+    assert!(told[0].took(&running(7, -5.0, None)));
+    assert!(!told[0].took(&running(8, -5.0, None)), "another process");
+    assert!(
+        !told[0].took(&running(7, 5.0, None)),
+        "a later process with the same id"
+    );
+    assert!(!told[0].took(&running(7, -5.0, Some(0.0))), "orphaned already");
+    table.loss_done(&told[0]);
+    assert!(losses(&table, 1_000.0).is_empty());
+}
+
+#[test]
+fn a_worker_that_comes_back_within_the_grace_has_lost_nothing() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    table.take_returned();
+    lost(&mut table, 61.0);
+    table.observe(&beat(70.0), true);
+    assert!(losses(&table, 1_000.0).is_empty());
+    assert_eq!(table.take_returned(), ["w@h"]);
+    assert_eq!(table.sign_of_life(&running(7, -5.0, Some(0.0))), Some(at(70.0)));
+    assert_eq!(
+        table.sign_of_life(&running(8, -5.0, Some(0.0))),
+        None,
+        "another process"
+    );
+}
+
+#[test]
+fn the_grace_starts_again_after_a_gap() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    lost(&mut table, 61.0);
+    table.restart_timers(at(85.0));
+    assert!(losses(&table, 114.0).is_empty());
+    assert_eq!(losses(&table, 115.0).len(), 1);
+}
+
+#[test]
+fn a_worker_that_began_anew_has_lost_its_process_before() {
+    let anew = |pid: i64, seconds: f64, processed: i64| {
+        let mut beat = event(
+            "worker-heartbeat",
+            seconds,
+            &format!(r#","freq":2.0,"active":0,"processed":{processed}"#),
+        );
+        beat.pid = Some(pid);
+        beat
+    };
+    // By its id, or, in a container, by its count of tasks.
+    for pid in [8, 7] {
+        let mut table = WorkerTable::default();
+        table.observe(&anew(7, 0.0, 5), true);
+        table.observe(&anew(pid, 10.0, 0), true);
+        table.observe(&anew(pid, 129.0, 0), true);
+        assert!(
+            table.check(at(119.0), PATIENCE).is_empty(),
+            "twice the silence: nobody can be asked"
+        );
+        assert!(losses(&table, 10_000.0).is_empty());
+        table.check(at(121.0), PATIENCE);
+        assert_eq!(state(&table), WorkerState::Online);
+        let told = losses(&table, 151.0);
+        assert_eq!(told.len(), 1);
+        assert_eq!((told[0].pid, told[0].heard), (Some(7), Some(at(0.0))));
+        assert_eq!(
+            table.sign_of_life(&running(7, -5.0, Some(0.0))),
+            None,
+            "that one does not live"
+        );
+        table.loss_done(&told[0]);
+        assert!(losses(&table, 10_000.0).is_empty());
+    }
+}
+
+#[test]
+fn two_workers_of_one_name_lose_nothing() {
+    let mut table = WorkerTable::default();
+    for second in 0..300 {
+        let mut beat = beat(f64::from(second));
+        beat.pid = Some(7 + i64::from(second % 2));
+        table.observe(&beat, true);
+        assert!(table.check(at(f64::from(second)), PATIENCE).is_empty());
+    }
+    assert!(losses(&table, 1_000.0).is_empty());
+}
+
+#[test]
+fn after_a_goodbye_nothing_is_lost() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    table.observe(&event("worker-offline", 10.0, ""), true);
+    let mut next = event("worker-online", 12.0, r#","freq":2.0,"active":0"#);
+    next.pid = Some(8);
+    table.observe(&next, true);
+    table.observe(&event_of(8, 400.0), true);
+    table.check(at(401.0), PATIENCE);
+    assert!(losses(&table, 10_000.0).is_empty());
+}
+
+fn event_of(pid: i64, seconds: f64) -> Event {
+    let mut beat = beat(seconds);
+    beat.pid = Some(pid);
+    beat
+}
+
+#[test]
+fn the_answer_to_the_heartbeat_command_is_no_heartbeat() {
+    let mut table = WorkerTable::default();
+    table.observe(&event("worker-heartbeat", 0.0, r#","freq":5,"sw_ver":"5.7.0""#), true);
+    assert_eq!(state(&table), WorkerState::Unknown);
+    for patience in [PATIENCE, READ_ONLY] {
+        assert!(table.check(at(10_000.0), patience).is_empty());
+        assert_eq!(state(&table), WorkerState::Unknown);
+    }
+}
+
+#[test]
+fn a_backlog_is_noticed_and_a_live_stream_is_not_taken_for_one() {
+    let mut table = WorkerTable::default();
+    for second in [0, 2, 4, 6] {
+        // Sent two seconds apart, ten minutes ago, read at once.
+        table.observe(
+            &event_at(
+                "worker-heartbeat",
+                f64::from(second),
+                600.0,
+                r#","freq":2.0,"active":0"#,
+            ),
+            false,
+        );
+        assert_eq!(table.take_replayed(), second > 0);
+    }
+    let mut live = WorkerTable::default();
+    for second in [0.0, 2.0, 4.4, 6.0] {
+        live.observe(
+            &event_at(
+                "worker-heartbeat",
+                second,
+                second + 3_600.3,
+                r#","freq":2.0,"active":0"#,
+            ),
+            false,
+        );
+        assert!(!live.take_replayed(), "a clock that is off is no backlog");
+    }
+}
+
+#[test]
+fn what_arrived_since_the_stream_is_live_is_no_silence_whatever_the_clock() {
+    let mut table = WorkerTable::default();
+    // An hour behind; not known to be live yet when it was read.
+    table.observe(
+        &event_at("worker-heartbeat", 0.0, 3_600.0, r#","freq":2.0,"active":0"#),
+        false,
+    );
+    table.live_since(at(3_598.0));
+    assert!(table.check(at(3_603.0), READ_ONLY).is_empty());
+    assert_eq!(state(&table), WorkerState::Online);
+    let mut dead = WorkerTable::default();
+    dead.observe(
+        &event_at("worker-heartbeat", 0.0, 3_590.0, r#","freq":2.0,"active":0"#),
+        false,
+    );
+    dead.live_since(at(3_598.0));
+    dead.check(at(3_603.0), READ_ONLY);
+    assert_eq!(state(&dead), WorkerState::Lost, "out of a backlog, and silent since");
+}
+
+#[test]
+fn a_clock_that_is_set_back_or_forward_loses_nobody() {
+    for shift in [-3_600.0, 3_600.0] {
+        let mut table = WorkerTable::default();
+        for second in (0..400).step_by(2) {
+            let now = f64::from(second);
+            let shown = if second < 200 { now } else { now + shift };
+            table.observe(
+                &event_at("worker-heartbeat", shown, now, r#","freq":2.0,"active":0"#),
+                true,
+            );
+            assert!(table.check(at(now + 1.0), READ_ONLY).is_empty());
+            assert_eq!(state(&table), WorkerState::Online);
+        }
+        table.observe(&event_at("worker-offline", 400.0 + shift, 400.0, ""), true);
+        assert_eq!(state(&table), WorkerState::Offline, "what it says now counts");
+        let row = table.take_dirty().remove(0);
+        assert!((at(398.0)..=at(400.0)).contains(&row.last_event_at), "by our clock");
+    }
+}
+
+#[test]
+fn a_clock_of_ours_that_was_set_back_hides_nobody() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(3_600.0), true);
+    table.restart_timers(at(0.0));
+    assert_eq!(table.check(at(61.0), PATIENCE), ["w@h"]);
+}
+
+#[test]
+fn an_earlier_process_of_ours_may_have_seen_the_loss_or_not() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    lost(&mut table, 61.0);
+    let mut next = WorkerTable::load(table.take_dirty(), at(100.0));
+    assert!(losses(&next, 129.0).is_empty(), "its grace starts with us");
+    let told = losses(&next, 130.0);
+    assert_eq!((told.len(), told[0].heard), (1, None));
+    assert!(told[0].took(&running(7, 500.0, None)));
+    next.observe(&beat(140.0), true);
+    assert!(losses(&next, 500.0).is_empty());
+    assert_eq!(next.take_returned(), ["w@h"]);
+
+    // It was restarted while none of us was there.
+    let mut before = WorkerTable::default();
+    before.observe(&beat(0.0), true);
+    let mut now = WorkerTable::default();
+    now.observe(&event_of(8, 100.0), true);
+    now.merge_loaded(before.take_dirty(), at(101.0));
+    now.observe(&event_of(8, 221.0), true);
+    now.check(at(222.0), PATIENCE);
+    let told = losses(&now, 252.0);
+    assert_eq!((told.len(), told[0].pid), (1, Some(7)));
+}
+
+#[test]
+fn dead_pods_leave_the_list_after_a_day() {
+    const DAY: f64 = 86_400.0;
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    table.observe(&event("worker-offline", 1.0, ""), true);
+    assert!(table.forget(at(DAY)).is_empty());
+    assert_eq!(table.forget(at(DAY + 2.0)), ["w@h"]);
+    assert!(table.state_of("w@h").is_none());
+
+    let mut silent = WorkerTable::default();
+    silent.observe(&beat(0.0), true);
+    lost(&mut silent, 61.0);
+    assert!(silent.forget(at(DAY + 2.0)).is_empty(), "its tasks come first");
+    let told = losses(&silent, 100.0).remove(0);
+    silent.loss_done(&told);
+    assert_eq!(silent.forget(at(DAY + 2.0)), ["w@h"]);
 }

@@ -48,7 +48,7 @@ pub struct Previous {
 /// Everything of a monitor that must not wait behind a batch: its own connection.
 #[derive(Debug)]
 pub struct StoreReporter {
-    link: Link,
+    pub(super) link: Link,
     retention: RetentionPolicy,
     sampled: Option<Instant>,
     sampled_workers: Option<Instant>,

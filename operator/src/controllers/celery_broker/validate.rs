@@ -160,6 +160,7 @@ pub fn validate(broker: &CeleryBroker, found: &Dereferenced) -> Result<Validated
         },
         workers: contract::Workers {
             offline_after_seconds: spec.workers.offline_after.seconds(),
+            orphan_grace_seconds: spec.workers.orphan_grace.seconds(),
         },
         payloads: payloads(broker),
         retention: contract::Retention {
