@@ -4,6 +4,8 @@
 #[path = "run/rig.rs"]
 mod rig;
 
+#[path = "run/orphans.rs"]
+mod orphans;
 #[path = "run/owner.rs"]
 mod owner;
 #[path = "run/rabbitmq.rs"]

@@ -4,6 +4,7 @@ Each function publishes about `count` tasks and yields one record per task: its 
 (`role`), its arguments and its queue. Ids are chosen here, before publishing, where Celery allows it.
 """
 
+import os
 import time
 import uuid
 
@@ -15,6 +16,8 @@ from shop.app import app
 # Seconds until a task of the kinds `eta` and `expired` becomes due.
 ETA_SECONDS = 3
 EXPIRES_SECONDS = 2
+# Seconds that a task of the kind `busy` runs.
+BUSY_SECONDS = float(os.environ.get("BUSY_SECONDS", "20"))
 
 
 def record(kind, role, result_id, signature, queue="orders", **more):
@@ -143,5 +146,6 @@ KINDS = {
     "chord": chords,
     "eta": plain("eta", lambda n: tasks.add.s(n, 3), countdown=ETA_SECONDS),
     "progress": plain("progress", lambda n: tasks.import_catalog.s()),
+    "busy": plain("busy", lambda n: tasks.hang.s(BUSY_SECONDS)),
     "backlog": plain("backlog", lambda n: tasks.add.s(n, 4), queue="backlog"),
 }

@@ -100,7 +100,7 @@ def call_carrier(self, order):
 
 @shop_task()
 def hang(self, seconds=600):
-    """Runs until it is terminated."""
+    """Runs until it is terminated, or for a while."""
     time.sleep(seconds)
     return "was not terminated"
 
