@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
 use kanchi_domain::{Limits, UnixMicros};
-use kanchi_store::{BatchHead, DeadLetter, Epoch, Error as StoreError, ErrorKind, StoreWriter};
+use kanchi_store::{BatchHead, DeadLetter, Epoch, Error as StoreError, ErrorKind, StoreWriter, Stored};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use crate::backoff::Backoff;
 use crate::decoder::Turn;
 use crate::digests::Digests;
 use crate::gather::{Gathered, Receipt, TaskNews};
+use crate::live::{LoadedIds, MAX_LIVE};
 use crate::reduce::{Reduced, Reducer};
 use crate::reducing::Reducing;
 use crate::settings::SettingsWatch;
@@ -64,7 +65,7 @@ pub struct Committer {
 
 /// How an attempt to store a batch ended.
 enum Outcome {
-    Stored,
+    Stored(Stored),
     /// The store refused the data.
     Refused(String),
     /// Waiting was given up.
@@ -137,7 +138,7 @@ impl Committer {
             let through = part.messages.last().map(|message| message.tag);
             let (outcome, mut messages) = self.store_part(part).await?;
             match outcome {
-                Outcome::Stored => drop(spawn_blocking(move || drop(messages))),
+                Outcome::Stored(_) => drop(spawn_blocking(move || drop(messages))),
                 Outcome::GivenUp => return Ok(false),
                 Outcome::Refused(reason) if messages.len() == 1 => {
                     let letter = messages.pop().map(|message| self.dead_letter(&message, &reason));
@@ -175,9 +176,13 @@ impl Committer {
     /// Stores messages as one batch; gives them back.
     async fn store_part(&mut self, mut part: Gathered) -> Result<(Outcome, Vec<Receipt>), Error> {
         if part.is_void() {
-            return Ok((Outcome::Stored, part.messages));
+            let nothing = Stored::Now { live: Vec::new() };
+            return Ok((Outcome::Stored(nothing), part.messages));
         }
         let started = Instant::now();
+        if !self.load_live().await? {
+            return Ok((Outcome::GivenUp, part.messages));
+        }
         let Some(loaded) = self.load_facts(&part.tasks).await? else {
             return Ok((Outcome::GivenUp, part.messages));
         };
@@ -189,7 +194,11 @@ impl Committer {
         let outcome = self.commit(&head, &mut reducing).await?;
         let done = reducing.end().await;
         self.reducer = done.reducer;
-        if matches!(outcome, Outcome::Stored) {
+        if let Outcome::Stored(stored) = &outcome {
+            match stored {
+                Stored::Now { live } => self.reducer.live.add(live.iter().map(|id| &**id)),
+                Stored::Before => self.reducer.live.forget(),
+            }
             self.stored(&part, &head, done.reduced, started);
         }
         // Thousands of small pieces of memory: given back beside the next batch.
@@ -227,9 +236,9 @@ impl Committer {
                 continue;
             };
             let error = match writer.commit_while(head, reducing.changes()).await {
-                Ok(()) => {
+                Ok(stored) => {
                     self.shared.store_works();
-                    return Ok(Outcome::Stored);
+                    return Ok(Outcome::Stored(stored));
                 }
                 Err(error) => error,
             };
@@ -246,7 +255,7 @@ impl Committer {
                 match self.was_committed(head.id).await? {
                     Some(true) => {
                         self.shared.store_works();
-                        return Ok(Outcome::Stored);
+                        return Ok(Outcome::Stored(Stored::Before));
                     }
                     Some(false) => {}
                     None => return Ok(Outcome::GivenUp),
@@ -273,6 +282,30 @@ impl Committer {
                 }
             }
         }
+    }
+
+    /// Learns which tasks are live, when that is due; `false` when waiting was given up.
+    async fn load_live(&mut self) -> Result<bool, Error> {
+        let mut backoff = store_backoff();
+        while self.reducer.live.is_due(Instant::now()) {
+            if self.connected().await?.is_none() {
+                return Ok(false);
+            }
+            let Some((writer, _)) = self.writer.as_mut() else {
+                continue;
+            };
+            let mut loaded = LoadedIds::default();
+            match writer.live_ids(MAX_LIVE + 1, |id| loaded.push(id)).await {
+                Ok(()) => self.reducer.live.load(loaded, Instant::now()),
+                Err(error) => {
+                    self.shared.metrics.store_failed(error.kind());
+                    if !self.wait_out(error, &mut backoff).await? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
     }
 
     async fn load_facts(&mut self, tasks: &[TaskNews]) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
@@ -375,7 +408,7 @@ impl Committer {
     /// Stores a dead letter; one that is refused in its turn is only counted and logged.
     async fn store_letter(&mut self, letter: BatchHead) -> Result<bool, Error> {
         match self.commit(&letter, &mut Reducing::nothing()).await? {
-            Outcome::Stored => self.digests.remember(&letter.digests),
+            Outcome::Stored(_) => self.digests.remember(&letter.digests),
             Outcome::Refused(reason) => tracing::error!(error = %reason, "a dead letter cannot be stored either"),
             Outcome::GivenUp => return Ok(false),
         }

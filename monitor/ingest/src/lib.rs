@@ -18,6 +18,7 @@ pub mod decoder;
 pub mod digests;
 pub mod filling;
 pub mod gather;
+pub mod live;
 pub mod liveness;
 pub mod message;
 pub mod metrics;

@@ -9,6 +9,7 @@ use kanchi_store::{LiveTask, TaskChanges};
 
 use crate::cache::{Cache, Weigh};
 use crate::gather::TaskNews;
+use crate::live::LiveIds;
 use crate::statistics::{Counted, Labels, Tally};
 
 /// What is kept of a task between batches.
@@ -44,6 +45,8 @@ pub struct Reducer {
     /// The new steps of one task.
     steps: Vec<TaskStep>,
     labels: Labels,
+    /// Which of the other tasks may be in the store.
+    pub live: LiveIds,
 }
 
 impl Reducer {
@@ -54,6 +57,7 @@ impl Reducer {
             scratch: Vec::new(),
             steps: Vec::new(),
             labels: Labels::default(),
+            live: LiveIds::default(),
         }
     }
 
@@ -66,7 +70,8 @@ impl Reducer {
     /// Returns those of these tasks whose facts must be looked up first.
     pub fn missing<'a>(&self, tasks: &'a [TaskNews]) -> Vec<&'a str> {
         let ids = tasks.iter().map(|task| &*task.id);
-        ids.filter(|id| !self.cache.contains(id)).collect()
+        ids.filter(|id| !self.cache.contains(id) && self.live.may_hold(id))
+            .collect()
     }
 
     /// Merges news with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.

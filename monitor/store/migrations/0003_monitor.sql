@@ -211,6 +211,16 @@ begin
             select k.task_id, k.facts from kanchi.task_live k where k.broker_id = b and k.task_id = i offset 0) as l;
 end $$;
 
+-- Ids of live tasks, at most so many.
+create function kanchi.live_ids(p_limit integer) returns setof text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off as $$
+declare
+    b integer := kanchi.current_broker();
+begin
+    return query select l.task_id from kanchi.task_live l where l.broker_id = b limit least(p_limit, 1000000);
+end $$;
+
 create function kanchi.was_committed(p_batch uuid) returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select exists (select from kanchi.batch where broker_id = kanchi.current_broker() and batch_id = p_batch)

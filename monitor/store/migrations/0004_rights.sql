@@ -32,7 +32,7 @@ begin
         'schema_version()', 'shared_broker()', 'current_broker()', 'begin_epoch(text)',
         'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)',
         'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])',
-        'load_facts(text[])', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
+        'load_facts(text[])', 'live_ids(integer)', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
         'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',
         'take_live(text[])',
         'held(text[], boolean, bigint, text, integer)', 'forget_workers(text[])',

@@ -12,7 +12,9 @@ mod json;
 mod reporter;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use futures::TryStreamExt as _;
 use sqlx::{Executor, PgConnection, Row};
 use uuid::Uuid;
 
@@ -30,6 +32,18 @@ use crate::url::StoreUrl;
 /// [`ErrorKind::StaleEpoch`](crate::ErrorKind::StaleEpoch).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(pub i64);
+
+/// What became of the tasks of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// These have a row in the live table now; all others of the batch are in history.
+    Now {
+        /// Their ids.
+        live: Vec<Arc<str>>,
+    },
+    /// The batch had been committed before.
+    Before,
+}
 
 /// The event path: batches, one connection, reconnecting by itself on the call after a failure.
 #[derive(Debug)]
@@ -83,21 +97,44 @@ impl StoreWriter {
         result
     }
 
-    /// Stores a batch in one transaction. A batch id that was committed before succeeds without effect.
+    /// Tells `each` of the ids of this broker's live tasks, at most `limit` of them, in no order.
+    pub async fn live_ids(&mut self, limit: u32, mut each: impl FnMut(&str)) -> Result<()> {
+        const OPERATION: &str = "list the live tasks";
+        let mut connection = self.link.take().await?;
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let call = async {
+            let mut rows = sqlx::query("select kanchi.live_ids($1)")
+                .bind(limit)
+                .fetch(&mut connection);
+            while let Some(row) = rows.try_next().await.during(OPERATION)? {
+                each(row.get(0));
+            }
+            Ok(())
+        };
+        let result = within(OPERATION, call).await;
+        self.link.put(connection, &result);
+        result
+    }
+
+    /// Stores a batch in one transaction and returns which of its tasks have a live row now. A batch id that was committed before succeeds without effect.
     ///
     /// Kinds that matter: `Data` (bisect), `StaleEpoch` (stop), `Unreachable` (ask [`Self::was_committed`], then retry).
-    pub async fn commit(&mut self, batch: &Batch) -> Result<()> {
+    pub async fn commit(&mut self, batch: &Batch) -> Result<Stored> {
         self.commit_while(&batch.head, std::future::ready(&batch.changes)).await
     }
 
     /// The same while the changes are still being made: they are awaited once the events are on their way, so that both
     /// sides work at the same time. After an error they may not have been awaited.
-    pub async fn commit_while(&mut self, head: &BatchHead, changes: impl Future<Output = &TaskChanges>) -> Result<()> {
+    pub async fn commit_while(
+        &mut self,
+        head: &BatchHead,
+        changes: impl Future<Output = &TaskChanges>,
+    ) -> Result<Stored> {
         const OPERATION: &str = commit::OPERATION;
         let mut connection = self.link.take().await?;
         let result = within(OPERATION, commit::run(&mut connection, head, changes, self.retention)).await;
         let result = match result {
-            Ok(()) => Ok(()),
+            Ok(stored) => Ok(stored),
             Err(error) => Err(rolled_back(&mut connection, error).await),
         };
         self.link.put(connection, &result);

@@ -1,5 +1,7 @@
 //! One transaction per batch.
 
+use std::sync::Arc;
+
 use sqlx::{Executor, PgConnection, Row};
 
 use crate::error::{During, ErrorKind, Result};
@@ -7,7 +9,7 @@ use crate::model::{BatchHead, EventChunk, LiveTask, TaskChanges};
 use crate::retention::RetentionPolicy;
 use crate::statistics::{self, StatisticDelta};
 use crate::writer::copy::{Copying, Target, clamped};
-use crate::writer::{history, json};
+use crate::writer::{Stored, history, json};
 
 pub(super) const OPERATION: &str = "commit a batch";
 
@@ -21,9 +23,9 @@ pub(super) async fn run(
     head: &BatchHead,
     changes: impl Future<Output = &TaskChanges>,
     retention: RetentionPolicy,
-) -> Result<()> {
+) -> Result<Stored> {
     if !begin(connection, head, retention).await? {
-        return Ok(());
+        return Ok(Stored::Before);
     }
     let changes = changes.await;
     let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) =
@@ -35,7 +37,7 @@ pub(super) async fn run(
             tracing::debug!(%error, "storing a batch again without the fast path");
             connection.execute("rollback").await.during(OPERATION)?;
             if !begin(connection, head, retention).await? {
-                return Ok(());
+                return Ok(Stored::Before);
             }
             let all: Vec<&LiveTask> = changes.tasks.iter().collect();
             finish(connection, changes, retention, &[], &all).await
@@ -62,14 +64,15 @@ async fn finish(
     retention: RetentionPolicy,
     new: &[&LiveTask],
     maybe_stored: &[&LiveTask],
-) -> Result<()> {
+) -> Result<Stored> {
     copy_statistics(connection, &changes.statistics).await?;
     let (ended, live) = split_ended(connection, new).await?;
     copy_ended(connection, &ended, retention).await?;
     copy_live(connection, &live).await?;
     merge(connection, maybe_stored).await?;
     connection.execute("commit").await.during(OPERATION)?;
-    Ok(())
+    let live = live.iter().chain(maybe_stored).map(|task| Arc::clone(&task.task_id));
+    Ok(Stored::Now { live: live.collect() })
 }
 
 /// Claims batch id and epoch, and writes everything small. False: this batch was committed before.

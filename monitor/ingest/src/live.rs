@@ -1,0 +1,120 @@
+//! Which tasks may have a live row: spares the store a look-up for each new task. Pure.
+//!
+//! Only this process adds live rows, so a set that was loaded once in its epoch stays complete when it is told of each row
+//! added. Rows that leave are not taken out: that costs a look-up, never a wrong row. When the set has doubled it is loaded
+//! anew.
+
+use std::time::{Duration, Instant};
+
+use foldhash::HashSet;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Live tasks that are remembered; beyond it every task is looked up. Some 4 MiB while the set is loaded anew.
+pub const MAX_LIVE: u32 = 100_000;
+
+/// The set is loaded anew when it has doubled, but not before it has grown by so many.
+const GROWTH: usize = 50_000;
+
+/// A set that did not fit is tried again after this.
+const TRY_AGAIN: Duration = Duration::from_mins(5);
+
+/// Hashes of the ids of live tasks. Two ids with one hash cost a look-up.
+#[derive(Debug, Default)]
+pub struct LiveIds {
+    /// `None`: any task may be live.
+    known: Option<HashSet<u64>>,
+    reload_at: usize,
+    failed: Option<Instant>,
+}
+
+impl LiveIds {
+    /// Tells whether the set should be loaded before the next batch.
+    pub fn is_due(&self, now: Instant) -> bool {
+        match &self.known {
+            Some(known) => known.len() >= self.reload_at,
+            None => self.failed.is_none_or(|failed| now - failed >= TRY_AGAIN),
+        }
+    }
+
+    /// Takes what was loaded: the ids of at most one more than [`MAX_LIVE`] tasks, or else there are too many.
+    pub fn load(&mut self, loaded: LoadedIds, now: Instant) {
+        let fits = loaded.0.len() <= MAX_LIVE as usize;
+        self.failed = (!fits).then_some(now);
+        self.reload_at = loaded.0.len() + loaded.0.len().max(GROWTH);
+        self.known = fits.then_some(loaded.0);
+    }
+
+    /// Tells whether a task may have a live row.
+    pub fn may_hold(&self, id: &str) -> bool {
+        self.known.as_ref().is_none_or(|known| known.contains(&hash(id)))
+    }
+
+    /// These have a live row now.
+    pub fn add<'a>(&mut self, ids: impl IntoIterator<Item = &'a str>) {
+        if let Some(known) = self.known.as_mut() {
+            known.extend(ids.into_iter().map(hash));
+        }
+    }
+
+    /// It is not known any more what was added.
+    pub fn forget(&mut self) {
+        self.known = None;
+        self.failed = None;
+    }
+}
+
+/// Ids on their way from the store.
+#[derive(Debug, Default)]
+pub struct LoadedIds(HashSet<u64>);
+
+impl LoadedIds {
+    /// Adds one.
+    pub fn push(&mut self, id: &str) {
+        self.0.insert(hash(id));
+    }
+}
+
+fn hash(id: &str) -> u64 {
+    xxh3_64(id.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded(count: usize) -> LoadedIds {
+        let mut loaded = LoadedIds::default();
+        (0..count).for_each(|number| loaded.push(&number.to_string()));
+        loaded
+    }
+
+    #[test]
+    fn any_task_may_be_live_until_all_are_known() {
+        let (mut live, now) = (LiveIds::default(), Instant::now());
+        assert!(live.may_hold("x") && live.is_due(now));
+        live.load(loaded(3), now);
+        assert!(live.may_hold("2") && !live.may_hold("x") && !live.is_due(now));
+        live.add(["x"]);
+        assert!(live.may_hold("x"));
+        live.forget();
+        assert!(live.may_hold("y") && live.is_due(now));
+    }
+
+    #[test]
+    fn is_loaded_anew_when_it_has_doubled() {
+        let (mut live, now) = (LiveIds::default(), Instant::now());
+        live.load(loaded(60_000), now);
+        let names: Vec<String> = (0..60_000).map(|number| format!("new-{number}")).collect();
+        live.add(names.iter().take(59_999).map(String::as_str));
+        assert!(!live.is_due(now));
+        live.add(names.iter().map(String::as_str));
+        assert!(live.is_due(now));
+    }
+
+    #[test]
+    fn too_many_are_not_remembered_and_asked_for_again_later() {
+        let (mut live, now) = (LiveIds::default(), Instant::now());
+        live.load(loaded(MAX_LIVE as usize + 1), now);
+        assert!(live.may_hold("x") && !live.is_due(now) && live.is_due(now + TRY_AGAIN));
+    }
+}
