@@ -55,6 +55,7 @@ fn a_silent_worker_is_asked_first_and_lost_when_it_does_not_answer() {
     assert_eq!(table.check(at(61.0), PATIENCE), ["w@h"]);
     assert_eq!(state(&table), WorkerState::Online, "being asked is not being lost");
     assert!(table.check(at(62.0), PATIENCE).is_empty(), "asked once only");
+    table.set_solo("w@h", false);
     table.unanswered("w@h", at(61.0));
     assert_eq!(state(&table), WorkerState::Lost);
     table.observe(&beat(70.0), true);
@@ -117,6 +118,15 @@ fn a_silent_solo_worker_is_unknown_for_an_hour() {
     assert_eq!(state(&table), WorkerState::Lost);
     table.observe(&beat(3700.0), true);
     assert_eq!(state(&table), WorkerState::Online);
+}
+
+#[test]
+fn a_worker_that_never_answered_may_be_a_busy_solo_worker() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    assert_eq!(table.check(at(61.0), PATIENCE), ["w@h"]);
+    table.unanswered("w@h", at(61.0));
+    assert_eq!(state(&table), WorkerState::Unknown);
 }
 
 #[test]
@@ -244,6 +254,7 @@ fn losses(table: &WorkerTable, seconds: f64) -> Vec<Loss> {
 
 fn lost(table: &mut WorkerTable, seconds: f64) {
     assert_eq!(table.check(at(seconds), PATIENCE), ["w@h"]);
+    table.set_solo("w@h", false);
     table.unanswered("w@h", at(seconds));
     assert_eq!(state(table), WorkerState::Lost);
 }

@@ -18,8 +18,10 @@ const MAX_FORMER: usize = 4;
 pub(super) enum Pool {
     /// Runs tasks in the process that should answer: busy means silent.
     Solo,
-    /// Any other, or not known.
+    /// Any other.
     Other,
+    /// It has not answered yet: it may be a solo worker that is busy since it began.
+    Unknown,
 }
 
 /// A process of this worker that another one has followed without a goodbye.
@@ -75,7 +77,7 @@ impl Worker {
             skew: 0,
             sends_heartbeats: false,
             was_loaded: false,
-            pool: Pool::Other,
+            pool: Pool::Unknown,
             queues: BTreeSet::new(),
             dirty: false,
             asked: false,
@@ -90,6 +92,8 @@ impl Worker {
     pub(super) fn load(row: WorkerRow, state: WorkerState, now: UnixMicros) -> Self {
         let mut worker = Self::new(row, state, now.0);
         worker.was_loaded = true;
+        // What lived when we started has had its time to answer.
+        worker.pool = Pool::Other;
         worker.sends_heartbeats = worker.row.last_heartbeat_at.is_some();
         worker.lost_at = (state == WorkerState::Lost).then_some(now.0);
         worker
@@ -304,7 +308,8 @@ impl Worker {
             WorkerState::Online if !patience.read_only => !std::mem::replace(&mut self.asked, true),
             WorkerState::Online => {
                 if silence > limit.saturating_mul(2) {
-                    self.give_up(now);
+                    // Nobody may ask, so no pool is known: silence alone decides.
+                    self.lose(now);
                 }
                 false
             }
@@ -325,8 +330,9 @@ impl Worker {
         (seconds * 1e6) as i64
     }
 
+    /// It did not answer.
     pub(super) fn give_up(&mut self, now: UnixMicros) {
-        if self.pool == Pool::Solo {
+        if matches!(self.pool, Pool::Solo | Pool::Unknown) {
             self.state = WorkerState::Unknown;
             self.asked = false;
             self.dirty = true;
