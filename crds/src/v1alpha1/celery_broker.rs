@@ -60,7 +60,7 @@ pub struct CeleryBrokerSpec {
     /// Which queues are sampled, and how often.
     #[serde(default)]
     pub queues: Queues,
-    /// When a worker counts as offline.
+    /// When a worker counts as lost, and what becomes of its tasks.
     #[serde(default)]
     pub workers: Workers,
     /// What is kept of arguments, results and tracebacks.
