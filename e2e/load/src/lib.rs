@@ -12,6 +12,7 @@ mod recording;
 mod stream;
 mod workload;
 
+pub use dice::Dice;
 pub use event::Event;
 pub use messages::{Message, Messages};
 pub use publish::{AmqpPublisher, RedisPublisher, envelope};

@@ -31,6 +31,16 @@ pub struct RecordedMessage {
     pub body: String,
 }
 
+impl From<&Message<'_>> for RecordedMessage {
+    fn from(message: &Message<'_>) -> Self {
+        Self {
+            routing_key: message.routing_key,
+            hostname: message.hostname.to_owned(),
+            body: message.body.to_owned(),
+        }
+    }
+}
+
 impl RecordedMessage {
     /// Returns it as a publisher wants it.
     pub fn as_message(&self) -> Message<'_> {
@@ -78,7 +88,7 @@ impl Recording {
             mut recording,
             mut messages,
         } = recorder;
-        messages.flush(|message| recording.messages.push(recorded(message)));
+        messages.flush(|message| recording.messages.push(message.into()));
         recording.ended = stream
             .ended()
             .iter()
@@ -104,17 +114,9 @@ impl Recorder {
                     at: event.at,
                     json: event.json.to_owned(),
                 });
-                messages.push(event, |message| recording.messages.push(recorded(message)));
+                messages.push(event, |message| recording.messages.push(message.into()));
             });
         }
-    }
-}
-
-fn recorded(message: &Message<'_>) -> RecordedMessage {
-    RecordedMessage {
-        routing_key: message.routing_key,
-        hostname: message.hostname.to_owned(),
-        body: message.body.to_owned(),
     }
 }
 

@@ -110,6 +110,26 @@ impl Drop for Group {
     }
 }
 
+/// Sends a signal to processes; one that has ended meanwhile is none of it.
+pub(crate) fn signal(signal: &str, pids: &[u32]) -> Result<()> {
+    let pids = pids.iter().filter(|pid| **pid != 0).map(u32::to_string);
+    let status = Command::new("kill")
+        .arg(format!("-{signal}"))
+        .arg("--")
+        .args(pids)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.context("kill did not start").map(drop)
+}
+
+/// Returns the children of a process.
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// Returns a port that was free a moment ago.
 pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())

@@ -3,6 +3,8 @@
 pub mod celery;
 pub mod certificates;
 mod child;
+pub mod disk;
+pub mod link;
 pub mod postgres;
 mod processor;
 pub mod rabbitmq;

@@ -4,7 +4,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -12,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
+
+use crate::child::{self, free_port};
+use crate::disk::SmallDisk;
 
 /// How the server is started.
 #[derive(Clone, Debug, Default)]
@@ -22,11 +24,15 @@ pub struct PostgresOptions {
     pub tls: Option<(String, String)>,
     /// More settings, as in `postgresql.conf`.
     pub settings: Vec<(String, String)>,
+    /// MiB of a disk of its own, which can be filled.
+    pub disk: Option<u32>,
 }
 
 /// A running (or stopped) Postgres.
 #[derive(Debug)]
 pub struct Postgres {
+    // Before the folder that it lies in: unmounted first.
+    disk: Option<SmallDisk>,
     directory: TempDir,
     port: u16,
     user: Option<String>,
@@ -50,7 +56,9 @@ impl Postgres {
             .prefix("kanchi-pg-")
             .tempdir()
             .context("no temporary folder")?;
+        let data = directory.path().join("data");
         let mut server = Self {
+            disk: options.disk.map(|size| SmallDisk::mount(&data, size)).transpose()?,
             directory,
             port: free_port()?,
             user: server_user(),
@@ -148,6 +156,30 @@ impl Postgres {
         self.wait_until_ready()
     }
 
+    /// Returns the disk that was asked for.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    /// Says whether the server still runs; a full disk can end it.
+    pub fn is_running(&self) -> bool {
+        let pid = self.pid();
+        pid != 0 && Path::new("/proc").join(pid.to_string()).exists()
+    }
+
+    /// Freezes the server and its sessions: connections stay open and nothing answers.
+    pub fn freeze(&self) -> Result<()> {
+        // The server first, so that no session begins meanwhile.
+        child::signal("STOP", &[self.pid()])?;
+        child::signal("STOP", &child::children(self.pid()))
+    }
+
+    /// Ends a freeze.
+    pub fn thaw(&self) -> Result<()> {
+        child::signal("CONT", &child::children(self.pid()))?;
+        child::signal("CONT", &[self.pid()])
+    }
+
     /// Returns the server's log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
@@ -175,6 +207,9 @@ impl Postgres {
     fn initialise(&self, options: &PostgresOptions) -> Result<()> {
         if let Some(user) = &self.user {
             run(Command::new("chown").arg(user).arg(self.directory.path()))?;
+            if self.disk.is_some() {
+                run(Command::new("chown").arg(user).arg(self.data()))?;
+            }
         }
         let password_file = self.directory.path().join("password");
         fs::write(&password_file, SUPERUSER_PASSWORD)?;
@@ -292,10 +327,6 @@ fn run(command: &mut Command) -> Result<()> {
         .output()
         .with_context(|| format!("{command:?} did not start"))?;
     checked(&format!("{command:?}"), &output).map(drop)
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Returns the user to run the server as, when this process is root.

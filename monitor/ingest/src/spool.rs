@@ -101,6 +101,22 @@ struct Segment {
     replayed: bool,
 }
 
+impl Segment {
+    /// Notes that the record before this offset leaves the spool.
+    fn hand_out(&mut self, arrived: i64, body: Bytes, offset: u64) -> Record {
+        self.read = Some(offset);
+        Record {
+            arrived,
+            body,
+            position: Position {
+                segment: self.number,
+                offset,
+            },
+            replayed: self.replayed,
+        }
+    }
+}
+
 impl Spool {
     /// Opens the directory; segments of an earlier process are read first.
     pub fn open(options: SpoolOptions) -> Result<Self, Error> {
@@ -156,11 +172,7 @@ impl Spool {
         let Some(writer) = self.writer.as_mut() else {
             return Ok(Appended::Full);
         };
-        if let Err(error) = writer.append(arrived, body) {
-            // What was written of the record is cut off again, so that the reader never meets half of one.
-            self.end_segment();
-            return Err(Error::Write(error));
-        }
+        writer.append(arrived, body).map_err(Error::Write)?;
         self.bytes += size;
         self.unread += size;
         if let Some(segment) = self.segments.back_mut() {
@@ -176,46 +188,44 @@ impl Spool {
             let Some(segment) = self.segments.iter_mut().find(|segment| !segment.finished) else {
                 return Ok(None);
             };
-            let writing = self.writer.is_some() && Some(segment.number) == newest;
-            if writing && segment.read.unwrap_or(0) == segment.bytes {
-                return Ok(None);
-            }
-            if writing && let Some(writer) = self.writer.as_mut() {
-                writer.flush().map_err(Error::Write)?;
+            let offset = segment.read.unwrap_or(0);
+            let writer = self.writer.as_mut().filter(|_| Some(segment.number) == newest);
+            if let Some(writer) = writer {
+                if offset == writer.bytes() {
+                    return Ok(None);
+                }
+                // A disk that is full takes nothing; what it was to take is read from memory.
+                if offset >= writer.written() && writer.flush().is_err() {
+                    let pending = writer.read_pending(offset).map_err(Error::Read)?;
+                    return Ok(pending.map(|(arrived, body, next)| {
+                        self.unread = self.unread.saturating_sub(next - offset);
+                        segment.hand_out(arrived, body, next)
+                    }));
+                }
             }
             if self
                 .reader
                 .as_ref()
-                .is_none_or(|reader| reader.segment() != segment.number)
+                .is_none_or(|reader| reader.segment() != segment.number || reader.offset() != offset)
             {
-                self.reader = Some(Reader::open(&self.options.directory, segment.number).map_err(Error::Read)?);
+                let reader = Reader::open(&self.options.directory, segment.number, offset);
+                self.reader = Some(reader.map_err(Error::Read)?);
             }
             let Some(reader) = self.reader.as_mut() else {
                 return Ok(None);
             };
             match reader.next().map_err(Error::Read)? {
                 segment::Read::Record { arrived, body } => {
-                    let before = segment.read.unwrap_or(0);
-                    let offset = reader.offset();
-                    segment.read = Some(offset);
-                    self.unread = self.unread.saturating_sub(offset - before);
-                    let position = Position {
-                        segment: segment.number,
-                        offset,
-                    };
-                    return Ok(Some(Record {
-                        arrived,
-                        body,
-                        position,
-                        replayed: segment.replayed,
-                    }));
+                    let next = reader.offset();
+                    self.unread = self.unread.saturating_sub(next - offset);
+                    return Ok(Some(segment.hand_out(arrived, body, next)));
                 }
                 segment::Read::End { clean } => {
-                    // The writer's bytes were flushed above, so an end here is the end of a closed segment.
+                    // Of the newest segment only what is written was asked for: an end here is that of a closed one.
                     if !clean {
                         self.damaged += 1;
                     }
-                    self.unread = self.unread.saturating_sub(segment.bytes - segment.read.unwrap_or(0));
+                    self.unread = self.unread.saturating_sub(segment.bytes - offset);
                     segment.finished = true;
                     self.reader = None;
                     self.drop_if_empty();
@@ -236,7 +246,7 @@ impl Spool {
                 return;
             }
             if writing {
-                self.end_segment();
+                self.writer = None;
             }
             self.delete_oldest();
         }
@@ -273,13 +283,14 @@ impl Spool {
         segment.finished = true;
         let number = segment.number;
         if self.writer.is_some() && self.segments.back().is_some_and(|newest| newest.number == number) {
-            self.end_segment();
+            self.writer = None;
         }
         self.drop_if_empty();
     }
 
     fn begin_segment(&mut self) -> Result<(), Error> {
-        self.end_segment();
+        // The one before ends with all its records on disk, or goes on.
+        self.flush()?;
         let number = self.next_segment;
         let writer = Writer::create(&self.options.directory, number).map_err(Error::Write)?;
         self.next_segment += 1;
@@ -292,14 +303,6 @@ impl Spool {
             replayed: false,
         });
         Ok(())
-    }
-
-    fn end_segment(&mut self) {
-        let Some(mut writer) = self.writer.take() else { return };
-        if let Err(error) = writer.close() {
-            // Its buffered records are lost; the reader stops at the last whole one and counts the segment as damaged.
-            tracing::error!(%error, "failed to close a spool segment");
-        }
     }
 
     /// A finished segment from which nothing was ever handed out has no commit that would release it.
@@ -334,6 +337,7 @@ impl Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kanchi_test_servers::disk::SmallDisk;
 
     fn options(directory: &tempfile::TempDir) -> SpoolOptions {
         SpoolOptions {
@@ -391,6 +395,42 @@ mod tests {
             spool.release_through(record.position);
         }
         assert!(spool.bytes() < 1_000, "{}", spool.bytes());
+    }
+
+    #[test]
+    fn what_a_full_disk_did_not_take_is_read_from_memory_and_nothing_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = SmallDisk::mount(directory.path(), 1).unwrap();
+        let large = SpoolOptions {
+            max_bytes: 1 << 30,
+            segment_bytes: 1 << 30,
+            ..options(&directory)
+        };
+        let mut spool = Spool::open(large).unwrap();
+        let mut taken = 0;
+        let mut append = |spool: &mut Spool| {
+            let stored = spool.append(taken, &body(taken as usize));
+            taken += i64::from(matches!(stored, Ok(Appended::Stored)));
+            stored
+        };
+        append(&mut spool).unwrap();
+        let mut records = vec![spool.read_next().unwrap().unwrap()];
+        disk.fill().unwrap();
+        while append(&mut spool).is_ok() {}
+        records.push(spool.read_next().unwrap().unwrap());
+        disk.free().unwrap();
+        append(&mut spool).unwrap();
+        records.extend(read_all(&mut spool));
+        let arrived: Vec<i64> = records.iter().map(|record| record.arrived).collect();
+        assert_eq!(arrived, (0..taken).collect::<Vec<_>>());
+        assert!(
+            records
+                .iter()
+                .all(|record| record.body == body(record.arrived as usize))
+        );
+        assert_eq!((spool.unread_bytes(), spool.damaged_segments()), (0, 0));
+        spool.release_through(records.last().unwrap().position);
+        assert_eq!(spool.bytes(), 0);
     }
 
     #[test]

@@ -77,7 +77,12 @@ impl Rig {
 
     /// Starts a monitor that has a spool of its own.
     pub(crate) fn monitor_with_spool(&self, name: &str, more: &[&str]) -> Result<MonitorProcess> {
-        MonitorProcess::start(&self.config_directory(), &self.directory.path().join(name), more)
+        MonitorProcess::start(&self.config_directory(), &self.spool(name), more)
+    }
+
+    /// Returns the directory of a spool.
+    pub(crate) fn spool(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
     }
 
     fn owner_url(&self) -> std::path::PathBuf {
@@ -86,15 +91,23 @@ impl Rig {
 
     /// Runs `kanchi-monitor` as the schema's owner does; returns its log, and whether it went well.
     pub(crate) fn as_owner(&self, arguments: &[&str]) -> Result<(String, bool)> {
-        let done = Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"))
-            .args(arguments)
-            .arg("--database-url-file")
-            .arg(self.owner_url())
-            .stdin(Stdio::null())
+        let mut command = self.owner_command(arguments);
+        let done = command
             .stderr(Stdio::inherit())
             .output()
             .context("run kanchi-monitor")?;
         Ok((String::from_utf8(done.stdout)?, done.status.success()))
+    }
+
+    /// Returns the command of a `kanchi-monitor` that is run as the schema's owner does.
+    pub(crate) fn owner_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"));
+        command
+            .args(arguments)
+            .arg("--database-url-file")
+            .arg(self.owner_url())
+            .stdin(Stdio::null());
+        command
     }
 
     /// Runs SQL as the superuser.
@@ -269,19 +282,23 @@ impl MonitorProcess {
 
     /// Asks the process to end, and waits for it.
     pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
-        let pid = self.child.id().to_string();
+        self.signal("TERM")?;
+        self.ended()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: &str) -> Result<()> {
+        let (signal, pid) = (format!("-{signal}"), self.pid().to_string());
         anyhow::ensure!(
-            Command::new("kill").args(["-TERM", &pid]).status()?.success(),
-            "kill -TERM"
+            Command::new("kill").args([&signal, &pid]).status()?.success(),
+            "kill {signal}"
         );
-        let deadline = Instant::now() + Duration::from_secs(40);
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            anyhow::ensure!(Instant::now() < deadline, "the monitor does not end\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        Ok(())
+    }
+
+    /// Says whether the process has not ended.
+    pub(crate) fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Waits until the process ends by itself.

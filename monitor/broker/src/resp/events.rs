@@ -31,6 +31,9 @@ const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// Messages share the memory they were read into; beside a message larger than this the small ones get their own.
 const LARGE: usize = 1024 * 1024;
 
+/// Longest wait between attempts to connect: what is published meanwhile is lost.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
 enum Ended {
     Interrupted(Interrupted),
     Failed(ConnectError),
@@ -38,7 +41,7 @@ enum Ended {
 
 /// Runs until stopped, or until the spec names another transport.
 pub(crate) async fn run(task: &mut StreamTask) -> Interrupted {
-    let mut backoff = Backoff::new(task.options.max_backoff);
+    let mut backoff = Backoff::new(task.options.max_backoff.min(MAX_WAIT));
     loop {
         let spec = task.specs.borrow_and_update().clone();
         if spec.url.transport() != Transport::Redis {

@@ -1,8 +1,9 @@
 //! One file of the spool: records of length, checksum, arrival and body.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufReader, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
@@ -41,32 +42,37 @@ pub(super) fn delete(directory: &Path, number: u64) -> io::Result<()> {
     std::fs::remove_file(directory.join(file_name(number)))
 }
 
-/// Appends to one segment.
+/// Appends to one segment. What the disk does not take stays in memory, and can be read from there.
 #[derive(Debug)]
 pub(super) struct Writer {
-    file: BufWriter<File>,
-    path: PathBuf,
-    /// Bytes of whole records.
-    bytes: u64,
-    dirty: bool,
+    file: File,
+    /// Bytes of the file: whole records.
+    written: u64,
+    /// Whole records that follow.
+    pending: Vec<u8>,
 }
 
 impl Writer {
     pub(super) fn create(directory: &Path, number: u64) -> io::Result<Self> {
         let path = directory.join(file_name(number));
-        let file = OpenOptions::new().create_new(true).write(true).open(&path)?;
         Ok(Self {
-            file: BufWriter::with_capacity(BUFFER_BYTES, file),
-            path,
-            bytes: 0,
-            dirty: false,
+            file: OpenOptions::new().create_new(true).write(true).open(path)?,
+            written: 0,
+            pending: Vec::new(),
         })
     }
 
+    /// Returns the bytes of all records.
     pub(super) const fn bytes(&self) -> u64 {
-        self.bytes
+        self.written + self.pending.len() as u64
     }
 
+    /// Returns the bytes that a reader of the file finds.
+    pub(super) const fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Takes a record, unless the disk does not take those before it.
     pub(super) fn append(&mut self, arrived: i64, body: &[u8]) -> io::Result<()> {
         let length = u32::try_from(body.len())
             .ok()
@@ -74,31 +80,43 @@ impl Writer {
         let Some(length) = length else {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge));
         };
-        self.dirty = true;
-        self.file.write_all(&length.to_le_bytes())?;
-        self.file.write_all(&checksum(arrived, body).to_le_bytes())?;
-        self.file.write_all(&arrived.to_le_bytes())?;
-        self.file.write_all(body)?;
-        self.bytes += record_size(body);
+        if self.pending.len() >= BUFFER_BYTES {
+            self.flush()?;
+        }
+        self.pending.extend_from_slice(&length.to_le_bytes());
+        self.pending.extend_from_slice(&checksum(arrived, body).to_le_bytes());
+        self.pending.extend_from_slice(&arrived.to_le_bytes());
+        self.pending.extend_from_slice(body);
         Ok(())
     }
 
+    /// Writes what is pending to the file: all of it or nothing, so that a reader never meets half a record.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        if self.dirty {
-            self.file.flush()?;
-            self.dirty = false;
+        if self.pending.is_empty() {
+            return Ok(());
         }
+        if let Err(error) = self.file.write_all_at(&self.pending, self.written) {
+            self.file.set_len(self.written)?;
+            return Err(error);
+        }
+        self.written += self.pending.len() as u64;
+        self.pending.clear();
+        // One long message must not keep its memory.
+        self.pending.shrink_to(2 * BUFFER_BYTES);
         Ok(())
     }
 
-    /// Flushes and cuts off a record that was written in part.
-    pub(super) fn close(&mut self) -> io::Result<()> {
-        let flushed = self.flush();
-        let length = std::fs::metadata(&self.path)?.len();
-        if length > self.bytes {
-            self.file.get_ref().set_len(self.bytes)?;
-        }
-        flushed
+    /// Returns the record at an offset that the file does not have yet, and the offset behind it.
+    pub(super) fn read_pending(&self, offset: u64) -> io::Result<Option<(i64, Bytes, u64)>> {
+        let begin = usize::try_from(offset.saturating_sub(self.written)).unwrap_or(usize::MAX);
+        let mut rest = self.pending.get(begin..).unwrap_or_default();
+        Ok(match read_record(&mut rest)? {
+            Read::Record { arrived, body } => {
+                let next = offset + record_size(&body);
+                Some((arrived, body, next))
+            }
+            Read::End { .. } => None,
+        })
     }
 }
 
@@ -114,7 +132,7 @@ pub(super) enum Read {
     },
 }
 
-/// Reads one segment from its beginning.
+/// Reads one segment.
 #[derive(Debug)]
 pub(super) struct Reader {
     file: BufReader<File>,
@@ -123,12 +141,14 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(directory: &Path, segment: u64) -> io::Result<Self> {
-        let file = File::open(directory.join(file_name(segment)))?;
+    /// Opens a segment at the beginning of a record.
+    pub(super) fn open(directory: &Path, segment: u64, offset: u64) -> io::Result<Self> {
+        let mut file = File::open(directory.join(file_name(segment)))?;
+        file.seek(SeekFrom::Start(offset))?;
         Ok(Self {
             file: BufReader::with_capacity(BUFFER_BYTES, file),
             segment,
-            offset: 0,
+            offset,
         })
     }
 
@@ -142,34 +162,40 @@ impl Reader {
     }
 
     pub(super) fn next(&mut self) -> io::Result<Read> {
-        let mut length = [0; 4];
-        let mut sum = [0; 4];
-        let mut arrived = [0; 8];
-        match fill(&mut self.file, &mut length)? {
-            Filled::Whole => {}
-            Filled::Nothing => return Ok(Read::End { clean: true }),
-            Filled::Part => return Ok(Read::End { clean: false }),
+        let read = read_record(&mut self.file)?;
+        if let Read::Record { body, .. } = &read {
+            self.offset += record_size(body);
         }
-        let whole =
-            fill(&mut self.file, &mut sum)? == Filled::Whole && fill(&mut self.file, &mut arrived)? == Filled::Whole;
-        let length = u32::from_le_bytes(length);
-        if !whole || length > MAX_RECORD_BYTES {
-            return Ok(Read::End { clean: false });
-        }
-        let mut body = vec![0; length as usize];
-        if !body.is_empty() && fill(&mut self.file, &mut body)? != Filled::Whole {
-            return Ok(Read::End { clean: false });
-        }
-        let arrived = i64::from_le_bytes(arrived);
-        if checksum(arrived, &body) != u32::from_le_bytes(sum) {
-            return Ok(Read::End { clean: false });
-        }
-        self.offset += record_size(&body);
-        Ok(Read::Record {
-            arrived,
-            body: Bytes::from(body),
-        })
+        Ok(read)
     }
+}
+
+fn read_record(file: &mut impl io::Read) -> io::Result<Read> {
+    let mut length = [0; 4];
+    let mut sum = [0; 4];
+    let mut arrived = [0; 8];
+    match fill(file, &mut length)? {
+        Filled::Whole => {}
+        Filled::Nothing => return Ok(Read::End { clean: true }),
+        Filled::Part => return Ok(Read::End { clean: false }),
+    }
+    let whole = fill(file, &mut sum)? == Filled::Whole && fill(file, &mut arrived)? == Filled::Whole;
+    let length = u32::from_le_bytes(length);
+    if !whole || length > MAX_RECORD_BYTES {
+        return Ok(Read::End { clean: false });
+    }
+    let mut body = vec![0; length as usize];
+    if !body.is_empty() && fill(file, &mut body)? != Filled::Whole {
+        return Ok(Read::End { clean: false });
+    }
+    let arrived = i64::from_le_bytes(arrived);
+    if checksum(arrived, &body) != u32::from_le_bytes(sum) {
+        return Ok(Read::End { clean: false });
+    }
+    Ok(Read::Record {
+        arrived,
+        body: Bytes::from(body),
+    })
 }
 
 #[derive(PartialEq, Eq)]
@@ -179,7 +205,7 @@ enum Filled {
     Nothing,
 }
 
-fn fill(file: &mut BufReader<File>, buffer: &mut [u8]) -> io::Result<Filled> {
+fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<Filled> {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match file.read(rest) {

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The fault suite at length, one broker after the other; `make test` lets each fault happen once.
+# KANCHI_FAULTS_SEED repeats a run, TEST=<name> chooses one: quorum, classic, redis.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export KANCHI_FAULTS_SECONDS=${KANCHI_FAULTS_SECONDS:-3600}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${KANCHI_CACHE:-$HOME/.cache/kanchi}/target}
+exec cargo test --quiet --locked --workspace --features kanchi-e2e/cluster --test faults -- \
+  --nocapture --test-threads=1 "${TEST:-}"

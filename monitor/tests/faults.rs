@@ -1,0 +1,122 @@
+//! Nothing lost, nothing double: processes are killed and stopped, links cut and slowed, disks filled, at random moments
+//! under load; then every published event is looked for in the store.
+//!
+//! A run is made of a seed and a length, `KANCHI_FAULTS_SEED` (else random, and printed) and `KANCHI_FAULTS_SECONDS` (else
+//! each fault once). The seed decides the faults, their order and times, and the events; a failure names it.
+
+#[path = "faults/fault.rs"]
+mod fault;
+#[path = "faults/ledger.rs"]
+mod ledger;
+#[path = "faults/publisher.rs"]
+mod publisher;
+#[expect(dead_code, reason = "shared with other tests, which use all of it")]
+#[path = "run/rig.rs"]
+mod rig;
+#[path = "faults/scene.rs"]
+mod scene;
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use kanchi_contract::EventQueueType;
+use kanchi_test_load::Dice;
+use kanchi_test_servers::rabbitmq::Rabbitmq;
+use kanchi_test_servers::redis::Redis;
+
+use crate::fault::{Plan, Round};
+use crate::ledger::Promise;
+use crate::scene::{Broker, Scene};
+
+/// What a run is made of.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    seed: u64,
+    /// `None`: until each fault was there once.
+    length: Option<Duration>,
+}
+
+impl Run {
+    fn from_environment() -> Result<Self> {
+        let number = |name: &str| -> Result<Option<u64>> {
+            let text = std::env::var(name).ok();
+            text.map(|text| {
+                text.parse()
+                    .with_context(|| format!("{name} must be a number, not {text:?}"))
+            })
+            .transpose()
+        };
+        let random = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        Ok(Self {
+            seed: number("KANCHI_FAULTS_SEED")?.unwrap_or(u64::from(random.subsec_nanos())),
+            length: number("KANCHI_FAULTS_SECONDS")?.map(Duration::from_secs),
+        })
+    }
+
+    /// Publishes while one fault after the other comes and goes, and then compares.
+    async fn play(self, name: &str, broker: Broker, promise: Promise) -> Result<()> {
+        say(&format!("{name}: KANCHI_FAULTS_SEED={}", self.seed));
+        let faults = broker.faults();
+        let mut scene = Scene::new(broker).await?;
+        let publisher = scene.publish(self.seed);
+        let begin = Instant::now();
+        let mut plan = Plan::new(Dice::new(self.seed), faults);
+        let mut played: Vec<Round> = Vec::new();
+        while self
+            .length
+            .map_or(!plan.is_through(), |length| begin.elapsed() < length)
+        {
+            let round = plan.next_round();
+            say(&format!("{name}: {:>4} s {round}", begin.elapsed().as_secs()));
+            scene
+                .play(&round)
+                .await
+                .with_context(|| format!("{round} (seed {})", self.seed))?;
+            played.push(round);
+        }
+        let ledger = publisher.stop()?;
+        let verdict = scene.verdict(&ledger, promise);
+        let report = verdict.with_context(|| {
+            let rounds: Vec<String> = played.iter().map(Round::to_string).collect();
+            format!("{name}, seed {}, faults:\n  {}", self.seed, rounds.join("\n  "))
+        })?;
+        say(&format!(
+            "{name}: {} rounds in {} s; {report}",
+            played.len(),
+            begin.elapsed().as_secs()
+        ));
+        Ok(())
+    }
+}
+
+/// Says how far the run is; a run at length takes hours.
+fn say(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    // Nobody may be listening.
+    drop(writeln!(stderr, "{text}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_a_quorum_queue_every_event_is_stored_once() -> Result<()> {
+    let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Quorum);
+    Run::from_environment()?
+        .play("quorum queue", broker, Promise::Exact)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_a_classic_queue_what_is_missing_lies_in_a_gap() -> Result<()> {
+    let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Classic);
+    Run::from_environment()?
+        .play("classic queue", broker, Promise::OutsideGaps)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_redis_what_is_missing_lies_in_a_gap() -> Result<()> {
+    let broker = Broker::Redis(Redis::start_new()?);
+    Run::from_environment()?
+        .play("redis", broker, Promise::OutsideGaps)
+        .await
+}

@@ -1,0 +1,164 @@
+//! What goes wrong, and the order in which it does.
+
+use std::fmt;
+use std::time::Duration;
+
+use kanchi_test_load::Dice;
+
+/// Longest quiet time before a round.
+const PAUSE_MILLIS: u64 = 2_000;
+
+/// Shortest and longest time that a fault lasts, unless it says otherwise.
+const LASTS_MILLIS: (u64, u64) = (200, 6_000);
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The monitor is killed, and started again afterwards.
+    KillMonitor,
+    /// The monitor is told to end, and started again.
+    EndMonitor,
+    /// The monitor stands still.
+    FreezeMonitor,
+    /// Postgres crashes.
+    CrashStore,
+    /// Postgres stands still.
+    FreezeStore,
+    /// Postgres's disk is full.
+    FillStoreDisk,
+    /// Connections to Postgres end.
+    CutStore,
+    /// Nothing passes to Postgres.
+    SilenceStore,
+    /// Little passes to Postgres.
+    SlowStore,
+    /// The broker is killed.
+    KillBroker,
+    /// The broker stands still.
+    FreezeBroker,
+    /// Connections to the broker end.
+    CutBroker,
+    /// Nothing passes from the broker.
+    SilenceBroker,
+    /// Little passes from the broker.
+    SlowBroker,
+    /// The disk of the spool is full, and Postgres away so that it is needed.
+    FillSpoolDisk,
+    /// The operator's upkeep of the store is killed while it works.
+    KillUpkeep,
+}
+
+/// Where a fault is. Two faults at once are at different places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Monitor,
+    Store,
+    StoreLink,
+    Broker,
+    BrokerLink,
+    Operator,
+}
+
+impl Fault {
+    /// All that can happen with any broker.
+    pub(crate) const ALL: &[Self] = &[
+        Self::KillMonitor,
+        Self::EndMonitor,
+        Self::FreezeMonitor,
+        Self::CrashStore,
+        Self::FreezeStore,
+        Self::FillStoreDisk,
+        Self::CutStore,
+        Self::SilenceStore,
+        Self::SlowStore,
+        Self::KillBroker,
+        Self::FreezeBroker,
+        Self::CutBroker,
+        Self::SilenceBroker,
+        Self::SlowBroker,
+        Self::KillUpkeep,
+    ];
+
+    const fn place(self) -> Place {
+        match self {
+            Self::KillMonitor | Self::EndMonitor | Self::FreezeMonitor => Place::Monitor,
+            Self::CrashStore | Self::FreezeStore | Self::FillStoreDisk | Self::FillSpoolDisk => Place::Store,
+            Self::CutStore | Self::SilenceStore | Self::SlowStore => Place::StoreLink,
+            Self::KillBroker | Self::FreezeBroker => Place::Broker,
+            Self::CutBroker | Self::SilenceBroker | Self::SlowBroker => Place::BrokerLink,
+            Self::KillUpkeep => Place::Operator,
+        }
+    }
+
+    /// Shortest time that shows anything.
+    const fn at_least(self) -> u64 {
+        if matches!(self, Self::FillSpoolDisk) {
+            // Until the memory before it is full.
+            10_000
+        } else {
+            LASTS_MILLIS.0
+        }
+    }
+}
+
+/// Faults at once, the quiet time before them, and how long they last.
+#[derive(Clone, Debug)]
+pub(crate) struct Round {
+    pub(crate) pause: Duration,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) lasts: Duration,
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after {:?} {:?} for {:?}", self.pause, self.faults, self.lasts)
+    }
+}
+
+/// Rounds without end: each fault once in random order, a third of them with a second one, and again.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    dice: Dice,
+    faults: Vec<Fault>,
+    left: Vec<Fault>,
+    rounds: usize,
+}
+
+impl Plan {
+    pub(crate) fn new(dice: Dice, faults: Vec<Fault>) -> Self {
+        Self {
+            dice,
+            faults,
+            left: Vec::new(),
+            rounds: 0,
+        }
+    }
+
+    /// Says whether each fault was there once.
+    pub(crate) fn is_through(&self) -> bool {
+        self.rounds >= self.faults.len()
+    }
+
+    pub(crate) fn next_round(&mut self) -> Round {
+        self.rounds += 1;
+        if self.left.is_empty() {
+            self.left.clone_from(&self.faults);
+        }
+        let index = self.dice.below(self.left.len() as u64) as usize;
+        let first = self.left.swap_remove(index);
+        let mut faults = vec![first];
+        if self.dice.below(3) == 0 {
+            let other = self.faults[self.dice.below(self.faults.len() as u64) as usize];
+            if other.place() != first.place() {
+                faults.push(other);
+            }
+        }
+        let at_least = faults.iter().map(|fault| fault.at_least()).max().unwrap_or_default();
+        let lasts = at_least.max(LASTS_MILLIS.0 + self.dice.below(LASTS_MILLIS.1 - LASTS_MILLIS.0));
+        Round {
+            pause: Duration::from_millis(self.dice.below(PAUSE_MILLIS)),
+            faults,
+            lasts: Duration::from_millis(lasts),
+        }
+    }
+}

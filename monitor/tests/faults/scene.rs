@@ -1,0 +1,276 @@
+//! The real programs of a run, the links between them, and how each fault comes and goes.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use kanchi_contract::{EventQueueType, file};
+use kanchi_test_servers::disk::SmallDisk;
+use kanchi_test_servers::link::{Flow, Link};
+use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
+use kanchi_test_servers::rabbitmq::Rabbitmq;
+use kanchi_test_servers::redis::Redis;
+use tokio::time::sleep;
+
+use crate::fault::{Fault, Round};
+use crate::ledger::{Ledger, Promise, Report};
+use crate::publisher::{Address, Publisher};
+use crate::rig::{MonitorProcess, Rig};
+
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// MiB of Postgres's disk.
+const STORE_DISK: u32 = 1_024;
+
+/// MiB of the spool's disk: less than what comes while Postgres is away.
+const SPOOL_DISK: u32 = 2;
+
+/// Bytes a second over a slow link.
+const SLOW: u32 = 32 << 10;
+
+/// Which broker it is.
+#[derive(Debug)]
+pub(crate) enum Broker {
+    Redis(Redis),
+    Rabbitmq(Rabbitmq, EventQueueType),
+}
+
+impl Broker {
+    /// What can go wrong with it.
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        let mut faults = Fault::ALL.to_vec();
+        match self {
+            // Only here is there a spool.
+            Self::Redis(_) => faults.push(Fault::FillSpoolDisk),
+            Self::Rabbitmq(..) => {}
+        }
+        faults
+    }
+
+    fn port(&self) -> u16 {
+        match self {
+            Self::Redis(server) => server.port(),
+            Self::Rabbitmq(server, _) => server.port(),
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::Redis(server) => server.url(0),
+            Self::Rabbitmq(server, _) => server.url(),
+        }
+    }
+
+    fn address(&self) -> Address {
+        match self {
+            Self::Redis(server) => Address::Redis(server.port()),
+            Self::Rabbitmq(server, _) => Address::Amqp(server.url()),
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Self::Redis(server) => server.kill(),
+            Self::Rabbitmq(server, _) => server.kill(),
+        }
+    }
+
+    fn start(&mut self) -> Result<()> {
+        match self {
+            Self::Redis(server) => server.start(),
+            Self::Rabbitmq(server, _) => server.start(),
+        }
+    }
+
+    fn freeze(&self) -> Result<()> {
+        match self {
+            Self::Redis(server) => server.freeze(),
+            Self::Rabbitmq(server, _) => server.freeze(),
+        }
+    }
+
+    fn thaw(&self) -> Result<()> {
+        match self {
+            Self::Redis(server) => server.thaw(),
+            Self::Rabbitmq(server, _) => server.thaw(),
+        }
+    }
+}
+
+/// The programs.
+pub(crate) struct Scene {
+    monitor: MonitorProcess,
+    upkeep: Option<Child>,
+    broker: Broker,
+    broker_link: Link,
+    store_link: Link,
+    spool: SmallDisk,
+    rig: Rig,
+}
+
+impl Scene {
+    /// Starts everything, and waits until the monitor reads.
+    pub(crate) async fn new(broker: Broker) -> Result<Self> {
+        let postgres = Postgres::with(&PostgresOptions {
+            disk: Some(STORE_DISK),
+            ..PostgresOptions::default()
+        })?;
+        let (broker_link, store_link) = (Link::open(broker.port()).await?, Link::open(postgres.port()).await?);
+        let url = through(&broker.url(), broker.port(), &broker_link);
+        let rig = Rig::new(postgres, &url).await?;
+        let store = std::fs::read_to_string(rig.config_directory().join(file::STORE_URL))?;
+        rig.write(file::STORE_URL, &through(&store, rig.postgres.port(), &store_link))?;
+        rig.write_config(|config| {
+            if let Broker::Rabbitmq(_, queue_type) = &broker {
+                config.celery.event_queue.queue_type = *queue_type;
+            }
+        })?;
+        let spool = SmallDisk::mount(&rig.spool("spool"), SPOOL_DISK)?;
+        let mut scene = Self {
+            monitor: rig.monitor(&[])?,
+            upkeep: None,
+            broker,
+            broker_link,
+            store_link,
+            spool,
+            rig,
+        };
+        scene.monitor.connected()?;
+        scene.until_queue_is_registered()?;
+        Ok(scene)
+    }
+
+    /// Publishes until it is told to stop.
+    pub(crate) fn publish(&self, seed: u64) -> Publisher {
+        Publisher::start(self.broker.address(), seed)
+    }
+
+    /// Lets the faults of a round come, last, and go.
+    pub(crate) async fn play(&mut self, round: &Round) -> Result<()> {
+        sleep(round.pause).await; // the length of a quiet time is part of the plan, as is that of a fault
+        for fault in &round.faults {
+            self.begin(*fault).with_context(|| format!("{fault:?} begins"))?;
+        }
+        sleep(round.lasts).await;
+        for fault in &round.faults {
+            self.end(*fault).with_context(|| format!("{fault:?} ends"))?;
+        }
+        ensure!(
+            self.monitor.is_running()?,
+            "the monitor has ended by itself:\n{}",
+            self.monitor.log()
+        );
+        Ok(())
+    }
+
+    /// Waits until the store has what it must have, and compares.
+    pub(crate) fn verdict(&mut self, ledger: &Ledger, promise: Promise) -> Result<Report> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let compared = ledger.compare(&self.rig, promise);
+            if compared.is_ok() || Instant::now() > deadline {
+                return compared.with_context(|| self.monitor.log());
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn begin(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::KillMonitor => self.monitor.kill()?,
+            Fault::EndMonitor => self.monitor.signal("TERM")?,
+            Fault::FreezeMonitor => self.monitor.signal("STOP")?,
+            Fault::CrashStore => self.rig.postgres.crash()?,
+            Fault::FreezeStore => self.rig.postgres.freeze()?,
+            Fault::FillStoreDisk => self.store_disk()?.fill()?,
+            Fault::CutStore => self.store_link.set(Flow::Cut),
+            Fault::SilenceStore => self.store_link.set(Flow::Silent),
+            Fault::SlowStore => self.store_link.set(Flow::Slow(SLOW)),
+            Fault::KillBroker => self.broker.kill(),
+            Fault::FreezeBroker => self.broker.freeze()?,
+            Fault::CutBroker => self.broker_link.set(Flow::Cut),
+            Fault::SilenceBroker => self.broker_link.set(Flow::Silent),
+            Fault::SlowBroker => self.broker_link.set(Flow::Slow(SLOW)),
+            Fault::FillSpoolDisk => {
+                self.spool.fill()?;
+                self.rig.postgres.crash()?;
+            }
+            Fault::KillUpkeep => {
+                let mut command = self.rig.owner_command(&["upkeep"]);
+                let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+                self.upkeep = Some(command.spawn()?);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::KillMonitor => self.monitor = self.rig.monitor(&[])?,
+            Fault::EndMonitor => {
+                self.monitor.ended()?;
+                self.monitor = self.rig.monitor(&[])?;
+            }
+            Fault::FreezeMonitor => self.monitor.signal("CONT")?,
+            Fault::CrashStore => self.rig.postgres.start()?,
+            Fault::FreezeStore => self.rig.postgres.thaw()?,
+            Fault::FillStoreDisk => {
+                self.store_disk()?.free()?;
+                self.revive_store()?;
+            }
+            Fault::CutStore | Fault::SilenceStore | Fault::SlowStore => self.store_link.set(Flow::Open),
+            Fault::KillBroker => self.broker.start()?,
+            Fault::FreezeBroker => self.broker.thaw()?,
+            Fault::CutBroker | Fault::SilenceBroker | Fault::SlowBroker => self.broker_link.set(Flow::Open),
+            Fault::FillSpoolDisk => {
+                self.spool.free()?;
+                self.rig.postgres.start()?;
+            }
+            Fault::KillUpkeep => {
+                if let Some(mut upkeep) = self.upkeep.take() {
+                    upkeep.kill()?;
+                    upkeep.wait()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store_disk(&self) -> Result<&SmallDisk> {
+        self.rig.postgres.disk().context("Postgres has no disk of its own")
+    }
+
+    /// A Postgres that could not write its log has ended, or ends just now.
+    fn revive_store(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.rig.sql("create temporary table t as select 1").is_err() {
+            ensure!(
+                Instant::now() < deadline,
+                "Postgres does not recover:\n{}",
+                self.rig.postgres.log()
+            );
+            if !self.rig.postgres.is_running() {
+                self.rig.postgres.start()?;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    /// RabbitMQ 3.10 writes down lazily that it has a quorum queue, and killed before, it never elects its leader again.
+    fn until_queue_is_registered(&mut self) -> Result<()> {
+        let Broker::Rabbitmq(server, EventQueueType::Quorum) = &self.broker else {
+            return Ok(());
+        };
+        let rig = &self.rig;
+        self.monitor.until("the event queue is on disk", PATIENCE, |_| {
+            let queue = rig.sql("select event_queue from kanchi.heartbeat").unwrap_or_default();
+            !queue.is_empty() && server.has_registered(&queue)
+        })
+    }
+}
+
+/// Returns a URL that goes over a link.
+fn through(url: &str, port: u16, link: &Link) -> String {
+    url.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{}", link.port()))
+}
