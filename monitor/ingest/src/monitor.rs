@@ -210,6 +210,7 @@ impl Monitor {
                 orphans: Orphans::new(own),
                 workers_saved: None,
                 restart_at: (!asked && transport == Transport::Redis).then(|| self.shared.now()),
+                told_complete: None,
             }
             .run(),
         );

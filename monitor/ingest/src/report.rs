@@ -63,6 +63,8 @@ pub struct Reporter {
     pub workers_saved: Option<Instant>,
     /// Redis: the store could not be asked at the start where the last process stopped; since when this one listens.
     pub restart_at: Option<UnixMicros>,
+    /// Until when the last heartbeat called the history complete.
+    pub told_complete: Option<UnixMicros>,
 }
 
 impl Reporter {
@@ -124,6 +126,7 @@ impl Reporter {
         if *next_heartbeat <= Instant::now() {
             let heartbeat = self.heartbeat();
             self.store().await?.heartbeat(&heartbeat).await?;
+            self.told_complete = heartbeat.complete_until.or(self.told_complete);
             // Only now: one that failed stays due, so that the next turn asks the store again.
             *next_heartbeat = Instant::now() + HEARTBEAT;
         }
@@ -248,8 +251,12 @@ impl Reporter {
             .clone_into(&mut heartbeat.connection);
         heartbeat.reason = Some(kanchi_contract::MONITOR_STOPPED.to_owned());
         heartbeat.message = Some("the monitor was stopped".to_owned());
-        // Since when nobody listens is not known to the moment; the heartbeat before was right.
-        heartbeat.complete_until = None;
+        // Since when nobody listens is not known to the moment; what arrived before is.
+        let spooled = heartbeat.spool_bytes.is_some_and(|bytes| bytes > 0);
+        heartbeat.complete_until = self
+            .shared
+            .complete_at_end(spooled)
+            .filter(|end| Some(*end) > self.told_complete);
         self.save().await?;
         self.store().await?.heartbeat(&heartbeat).await
     }

@@ -215,6 +215,13 @@ impl Shared {
         }
     }
 
+    /// The same for a process that has stopped reading: the newest arrival, if all that arrived is stored.
+    pub fn complete_at_end(&self, spooled: bool) -> Option<UnixMicros> {
+        let stored = self.newest_stored.load(Ordering::Relaxed);
+        let waiting = spooled || stored < self.newest_arrived.load(Ordering::Relaxed);
+        (stored > 0 && !waiting).then_some(UnixMicros(stored))
+    }
+
     /// A call to the store succeeded.
     pub fn store_works(&self) {
         self.metrics.store_up.set(1);

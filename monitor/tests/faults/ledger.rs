@@ -242,6 +242,6 @@ impl Gaps {
     }
 
     fn seconds(&self) -> f64 {
-        self.0.iter().map(|(from, to, _)| (to - from) as f64 / 1e6).sum()
+        self.0.iter().map(|(from, to, _)| to - from).sum::<i64>() as f64 / 1e6
     }
 }
