@@ -10,6 +10,7 @@ mod event;
 mod facts;
 mod orphan;
 mod payload;
+mod progress;
 mod project;
 mod reject;
 mod state;
@@ -24,6 +25,7 @@ pub use event::{
 pub use facts::{Absorbed, FactsError, TaskFacts, TaskStep};
 pub use orphan::Running;
 pub use payload::{PayloadPolicy, PayloadStore};
+pub use progress::ProgressStep;
 pub use project::{EXPIRY_GRACE, Progress, TaskRow};
 pub use reject::{Reject, RejectReason};
 pub use state::{OutcomeClass, TaskMark, TaskState};
