@@ -8,6 +8,7 @@ mod decode;
 mod envelope;
 mod event;
 mod facts;
+mod failure;
 mod orphan;
 mod payload;
 mod progress;
@@ -23,6 +24,7 @@ pub use event::{
     Event, EventId, EventKind, PayloadField, PayloadFields, ProgressFields, Repair, Repairs, TaskId, WorkerFields,
 };
 pub use facts::{Absorbed, FactsError, TaskFacts, TaskStep};
+pub use failure::{Failure, Fingerprint, NoFingerprint};
 pub use orphan::Running;
 pub use payload::{PayloadPolicy, PayloadStore};
 pub use progress::ProgressStep;
