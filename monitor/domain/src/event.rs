@@ -223,15 +223,15 @@ impl WorkerFields {
 /// Progress as `kanchi-task-progress` and `kanchi-task-steps` tell it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProgressFields {
-    /// Percent done, 0–100.
+    /// Percent done, 0–100; a number beyond is in [`Event::extra`].
     pub percent: Option<f64>,
-    /// Which step.
+    /// Which step, at most 255 bytes.
     pub step_key: Option<Arc<str>>,
     /// A word on it.
     pub message: Option<Arc<str>>,
     /// Anything: JSON text.
     pub meta: Option<Arc<str>>,
-    /// The steps to come: text of a JSON array.
+    /// The steps to come: text of a JSON array of at most 100 [`ProgressStep`](crate::ProgressStep)s.
     pub steps: Option<Arc<str>>,
 }
 

@@ -8,8 +8,10 @@ mod decode;
 mod envelope;
 mod event;
 mod facts;
+mod failure;
 mod orphan;
 mod payload;
+mod progress;
 mod project;
 mod reject;
 mod state;
@@ -22,8 +24,10 @@ pub use event::{
     Event, EventId, EventKind, PayloadField, PayloadFields, ProgressFields, Repair, Repairs, TaskId, WorkerFields,
 };
 pub use facts::{Absorbed, FactsError, TaskFacts, TaskStep};
+pub use failure::{Failure, Fingerprint, NoFingerprint};
 pub use orphan::Running;
 pub use payload::{PayloadPolicy, PayloadStore};
+pub use progress::ProgressStep;
 pub use project::{EXPIRY_GRACE, Progress, TaskRow};
 pub use reject::{Reject, RejectReason};
 pub use state::{OutcomeClass, TaskMark, TaskState};

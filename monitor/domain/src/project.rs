@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::event::{PayloadField, PayloadFields, TaskId};
 use crate::facts::{Fact, Field, Flags, Step, TaskFacts, Texts, UNKNOWN};
 use crate::orphan::Running;
+use crate::progress::{self, ProgressStep};
 use crate::state::{OutcomeClass, TaskMark, TaskState};
 use crate::time::UnixMicros;
 use attempts::{Life, Place};
@@ -88,8 +89,8 @@ pub struct TaskRow {
     pub terminated: bool,
     /// Signal it was terminated with.
     pub signum: Option<Arc<str>>,
-    /// Progress, if the application tells it.
-    pub progress: Option<Progress>,
+    /// Progress, if the application tells it: the latest of the run, whichever attempt it is of. Most tasks have none.
+    pub progress: Option<Box<Progress>>,
     /// Events were dropped from the facts because there were too many; counts may be low.
     pub thinned: bool,
 }
@@ -105,9 +106,21 @@ pub struct Progress {
     pub message: Option<Arc<str>>,
     /// Anything: JSON text.
     pub meta: Option<Arc<str>>,
-    /// The steps: text of a JSON array.
+    /// When that was told; `None` where only steps are known, or no time.
+    pub at: Option<UnixMicros>,
+    /// The steps, as the task announced them last: text of a JSON array of [`ProgressStep`]s.
     pub steps: Option<Arc<str>>,
 }
+
+impl Progress {
+    /// Returns the steps in their order, at most 100.
+    pub fn announced(&self) -> Vec<ProgressStep> {
+        self.steps.as_deref().map(progress::steps).unwrap_or_default()
+    }
+}
+
+// A batch holds one for each of its tasks.
+const _: () = assert!(size_of::<TaskRow>() <= 640);
 
 impl TaskRow {
     /// Says whether the task has ended.
@@ -320,13 +333,16 @@ impl TaskRow {
             self.take_cut(texts, &[PayloadField::Progress]);
         }
         let text = |field| progress.and_then(|texts| texts.share(field));
-        self.progress = Some(Progress {
+        self.progress = Some(Box::new(Progress {
             percent: progress.and_then(|texts| texts.percent).map(f64::from_bits),
             step_key: text(Field::StepKey),
             message: text(Field::Message),
             meta: text(Field::Meta),
+            at: progress
+                .map(|texts| UnixMicros(texts.key.at))
+                .filter(|at| at.0 != UNKNOWN),
             steps: steps.and_then(|texts| texts.share(Field::Steps)),
-        });
+        }));
     }
 
     /// Makes the task EXPIRED if nothing has been heard of its start some time after its deadline.

@@ -68,10 +68,11 @@ prop_compose! {
             "type": TYPES[kind], "hostname": format!("w{host}@h"), "pid": pid, "clock": clock, "uuid": "t", "task_id": "t",
             "retries": retries, "requeue": flag, "terminated": flag, "expired": !flag, "signum": 15, "result": format!("r{text}"),
             "exception": format!("E{text}()"), "traceback": "Traceback\n", "args": format!("({text},)"), "kwargs": "{}", "name": "n",
-            "progress": text, "queue": "q", "runtime": f64::from(text), "expires": if flag { json!("2026-11-21T00:10:50+00:00") } else { json!(null) },
+            "progress": f64::from(text) * 60.0 - 10.0, "step_key": format!("k{text}"), "message": format!("m{host}"), "meta": {"pid": pid}, "queue": "q", "runtime": f64::from(text), "expires": if flag { json!("2026-11-21T00:10:50+00:00") } else { json!(null) },
         });
         if TYPES[kind] == "kanchi-task-steps" {
-            event["steps"] = json!([text]);
+            event["steps"] = json!([{"key": format!("k{text}"), "total": clock}, {"key": "last", "order": at}, "k2", text]);
+            event["progress"] = json!(null);
         }
         if let Some(at) = at {
             event["timestamp"] = json!(1_795_219_800.0 + at as f64);

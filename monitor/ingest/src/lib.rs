@@ -16,6 +16,7 @@ pub mod cache;
 pub mod commit;
 pub mod decoder;
 pub mod digests;
+pub mod failures;
 pub mod filling;
 pub mod gather;
 pub mod live;

@@ -8,6 +8,7 @@ use kanchi_domain::{TaskFacts, TaskRow, TaskStep, UnixMicros};
 use kanchi_store::{LiveTask, TaskChanges};
 
 use crate::cache::{Cache, Weigh};
+use crate::failures::Failures;
 use crate::gather::TaskNews;
 use crate::live::LiveIds;
 use crate::statistics::{Counted, Labels, Tally};
@@ -77,14 +78,14 @@ impl Reducer {
     /// Merges news with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
     pub fn reduce(&mut self, news: Vec<TaskNews>, mut loaded: HashMap<String, Vec<u8>>) -> Reduced {
         let mut tasks = Vec::with_capacity(news.len());
-        let mut tally = Tally::new(&mut self.labels);
+        let (mut tally, mut failures) = (Tally::new(&mut self.labels), Failures::default());
         let mut touched = Vec::with_capacity(news.len());
         for TaskNews { id, facts, arrived } in news {
             let known = self
                 .cache
                 .take(&id)
                 .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id), &mut self.labels));
-            let (known, task) = self.absorb(&id, known, facts, arrived, &mut tally);
+            let (known, task) = self.absorb(&id, known, facts, arrived, &mut tally, &mut failures);
             tasks.extend(task);
             touched.push((id, known));
         }
@@ -92,6 +93,7 @@ impl Reducer {
             changes: TaskChanges {
                 tasks,
                 statistics: tally.finish(),
+                failures: failures.finish(),
             },
             touched,
         }
@@ -105,6 +107,7 @@ impl Reducer {
         news: TaskFacts,
         arrived: UnixMicros,
         tally: &mut Tally,
+        failures: &mut Failures,
     ) -> (Known, Option<LiveTask>) {
         let mut facts = known.decode(id);
         self.steps.clear();
@@ -118,6 +121,11 @@ impl Reducer {
             tally.step(step, arrived, &facts, &counted, &mut self.labels);
         }
         tally.change(&known.counted, &counted);
+        if known.counted.is_failure() || counted.is_failure() {
+            // Few tasks: what was counted is read once more rather than kept for each.
+            let before = known.counted.is_failure().then(|| known.decode(id).project());
+            failures.change(id, before.as_ref(), &row, arrived);
+        }
         known.counted = counted;
         self.scratch.clear();
         facts.encode_into(&mut self.scratch);

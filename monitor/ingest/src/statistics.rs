@@ -152,6 +152,11 @@ impl Ending {
 }
 
 impl Counted {
+    /// Tells whether a failure is counted.
+    pub const fn is_failure(&self) -> bool {
+        matches!(self.ending, Some(Ending::Failed | Ending::Critical))
+    }
+
     /// Tells whether the same ending is counted in the same place.
     fn ends_like(&self, other: &Self) -> bool {
         self.ending == other.ending

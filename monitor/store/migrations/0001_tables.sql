@@ -317,3 +317,26 @@ create table kanchi.dead_letter (
     noted_at timestamptz not null default now(),
     primary key (broker_id, dead_letter_id)
 );
+
+-- Failures that are alike: one task name, one type of exception, one message but for what varies (docs/failures.md). A
+-- thousand groups a broker, those that failed last.
+create table kanchi.failure_group (
+    broker_id integer not null references kanchi.broker on delete cascade,
+    -- A hash of the three below.
+    fingerprint uuid not null,
+    task text not null,
+    exception_class text not null,
+    message text not null,
+    -- Since the group is known. Critical ones had been retried before; they are among the others.
+    failed bigint not null,
+    critical bigint not null,
+    -- By the workers' clocks, but never ahead of the server's.
+    first_seen_at timestamptz not null,
+    last_seen_at timestamptz not null,
+    -- The last of them.
+    last_task_id text not null,
+    example text not null,
+    primary key (broker_id, fingerprint)
+);
+-- Lists, and which group has to go.
+create index failure_group_last_seen on kanchi.failure_group (broker_id, last_seen_at desc, fingerprint);

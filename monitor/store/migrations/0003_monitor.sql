@@ -221,6 +221,50 @@ begin
     return query select l.task_id from kanchi.task_live l where l.broker_id = b limit least(p_limit, 1000000);
 end $$;
 
+-- Adds what a batch says of failures to their groups, one entry a group. Of a broker the thousand groups are kept that failed
+-- last: a hostile stream may push the others out, and must not fill the disk.
+create function kanchi.save_failures(p_failures jsonb) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer := kanchi.current_broker();
+    created bigint;
+begin
+    with said as (
+        -- Without a new failure it says only that there are fewer: it is neither the first nor the last then.
+        select distinct on (r.fingerprint) r.*,
+            case when r.first_at is null then 'infinity' else least(kanchi.micros(r.first_at), now()) end as first_seen_at,
+            case when r.last_at is null then '-infinity' else least(kanchi.micros(r.last_at), now()) end as last_seen_at
+        from jsonb_to_recordset(p_failures) as r (fingerprint uuid, task text, exception_class text, message text,
+            example text, failed bigint, critical bigint, first_at bigint, last_at bigint, last_task_id text)
+        order by r.fingerprint
+    ), saved as (
+        insert into kanchi.failure_group as g
+        select b, r.fingerprint, left(r.task, 255), left(r.exception_class, 255), left(r.message, 255), r.failed, r.critical,
+            r.first_seen_at, r.last_seen_at, left(coalesce(r.last_task_id, ''), 255), left(coalesce(r.example, ''), 1024)
+        from said r
+        where r.failed > 0 and r.last_at is not null
+            or exists (select from kanchi.failure_group k where k.broker_id = b and k.fingerprint = r.fingerprint)
+        on conflict (broker_id, fingerprint) do update set
+            failed = g.failed + excluded.failed, critical = g.critical + excluded.critical,
+            first_seen_at = least(g.first_seen_at, excluded.first_seen_at),
+            last_seen_at = greatest(g.last_seen_at, excluded.last_seen_at),
+            last_task_id = case when excluded.last_seen_at >= g.last_seen_at then excluded.last_task_id else g.last_task_id end,
+            example = case when excluded.last_seen_at >= g.last_seen_at then excluded.example else g.example end
+        returning xmax = 0 as is_new -- nobody has updated it yet
+    )
+    select count(*) filter (where is_new) into created from saved;
+    if exists (select from jsonb_to_recordset(p_failures) as r (failed bigint) where r.failed < 0) then
+        delete from kanchi.failure_group where broker_id = b and failed <= 0;
+    end if;
+    if created > 0 then
+        delete from kanchi.failure_group g
+        using (select k.last_seen_at, k.fingerprint from kanchi.failure_group k
+            where k.broker_id = b order by k.last_seen_at desc, k.fingerprint offset 1000 limit 1) as first
+        where g.broker_id = b and g.last_seen_at <= first.last_seen_at
+            and (g.last_seen_at < first.last_seen_at or g.fingerprint >= first.fingerprint);
+    end if;
+end $$;
+
 create function kanchi.was_committed(p_batch uuid) returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select exists (select from kanchi.batch where broker_id = kanchi.current_broker() and batch_id = p_batch)
@@ -455,3 +499,5 @@ create view kanchi.own_gap with (security_barrier) as
     select * from kanchi.gap where broker_id = kanchi.current_broker();
 create view kanchi.own_dead_letter with (security_barrier) as
     select * from kanchi.dead_letter where broker_id = kanchi.current_broker();
+create view kanchi.own_failure_group with (security_barrier) as
+    select * from kanchi.failure_group where broker_id = kanchi.current_broker();

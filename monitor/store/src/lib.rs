@@ -30,9 +30,13 @@ pub use admin::{
 pub use error::{Error, ErrorKind, Result};
 pub use kanchi_domain::UnixMicros;
 pub use model::{
-    Batch, BatchHead, DeadLetter, EventChunk, GapRow, Heartbeat, LiveTask, QueueRow, TaskChanges, WorkerRow,
+    Batch, BatchHead, DeadLetter, EventChunk, FailureDelta, GapRow, Heartbeat, LastFailure, LiveTask, QueueRow,
+    TaskChanges, WorkerRow,
 };
-pub use query::{PageRequest, StoreQuery, TaskFilter, TaskOrder, TaskPage, TaskSummary, TimeField, Words};
+pub use query::{
+    FailureGroup, FailureOrder, FailurePage, PageRequest, StoreQuery, TaskFilter, TaskOrder, TaskPage, TaskSummary,
+    TimeField, Words,
+};
 pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};
 pub use statistics::{RolledUp, StatisticDelta};

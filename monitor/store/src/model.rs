@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kanchi_domain::{TaskRow, UnixMicros};
+use kanchi_domain::{Failure, TaskRow, UnixMicros};
 use uuid::Uuid;
 
 use crate::statistics::StatisticDelta;
@@ -43,6 +43,34 @@ pub struct TaskChanges {
     pub tasks: Vec<LiveTask>,
     /// What is added to the statistics, in the order of the minutes.
     pub statistics: Vec<StatisticDelta>,
+    /// What is added to the groups of failures, one entry a group.
+    pub failures: Vec<FailureDelta>,
+}
+
+/// What a batch says of one group of failures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailureDelta {
+    /// The group.
+    pub group: Failure,
+    /// Failures more; fewer where later events show that a task did not fail, or failed otherwise.
+    pub failed: i64,
+    /// Those of them after at least one retry.
+    pub critical: i64,
+    /// When the first of the new ones failed.
+    pub first_at: Option<UnixMicros>,
+    /// The last of the new ones; `None` if none is new.
+    pub last: Option<LastFailure>,
+}
+
+/// The failure that stands for its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastFailure {
+    /// When it failed, by its worker's clock.
+    pub at: UnixMicros,
+    /// The task.
+    pub task_id: Arc<str>,
+    /// The exception as it was written; the store keeps the first kilobyte.
+    pub exception: Option<Arc<str>>,
 }
 
 /// The events of one task within one batch.

@@ -4,6 +4,7 @@
 //! are not here.
 
 mod cursor;
+mod failures;
 mod filter;
 mod single;
 mod state;
@@ -16,6 +17,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgConnection, PgPool, Postgres, Row, Transaction};
 
+pub use failures::{FailureGroup, FailureOrder, FailurePage};
 pub use filter::{TaskFilter, TimeField, Words};
 pub use single::{EventPage, Family, StateCounts};
 pub use state::{QueueNow, QueueSample};

@@ -7,6 +7,8 @@ mod world;
 
 #[path = "store/admin.rs"]
 mod admin;
+#[path = "store/failures.rs"]
+mod failures;
 #[path = "store/plans.rs"]
 mod plans;
 #[path = "store/queries.rs"]

@@ -9,6 +9,7 @@ use super::scalar::{Scalar, time_of_text};
 use crate::event::{
     Event, EventKind, PayloadFields, ProgressFields, Repair, Repairs, TaskId, WorkerFields, write_string,
 };
+use crate::progress;
 use crate::reject::RejectReason;
 use crate::text::shortened_name;
 use crate::time::UnixMicros;
@@ -227,18 +228,42 @@ impl<'l> Builder<'l> {
             (out != "null").then(|| Arc::from(out))
         };
         match key {
-            "progress" => match value {
-                Scalar::Int(_) | Scalar::Float(_) | Scalar::NotANumber(_) | Scalar::Huge(_) => {
-                    progress.percent = value.into_number(repairs);
+            "progress" => {
+                progress.percent = match value {
+                    Scalar::Int(number) => progress::percent(number as f64),
+                    Scalar::Float(number) => progress::percent(number),
+                    Scalar::NotANumber(_) | Scalar::Huge(_) => value.clone().into_number(repairs),
+                    Scalar::Null | Scalar::Bool(_) | Scalar::Text(_) | Scalar::Json(_) => None,
+                };
+                if progress.percent.is_none()
+                    && !matches!(value, Scalar::Null | Scalar::NotANumber(_) | Scalar::Huge(_))
+                {
+                    // An application's own count or words.
+                    self.set_extra(key, &value);
                 }
-                other @ (Scalar::Null | Scalar::Bool(_) | Scalar::Text(_) | Scalar::Json(_)) => {
-                    self.set_extra(key, &other);
-                }
-            },
-            "step_key" => progress.step_key = value.into_text(repairs).map(Arc::from),
+            }
+            "step_key" => {
+                let text = value.into_text(repairs);
+                progress.step_key = text.and_then(|text| progress::key(&text, repairs));
+            }
             "message" => progress.message = value.into_text(repairs).map(Arc::from),
             "meta" => progress.meta = json(value, repairs),
-            _ => progress.steps = json(value, repairs),
+            _ => {
+                let list = match &value {
+                    Scalar::Json(json) => progress::normalised(json, repairs),
+                    Scalar::Null
+                    | Scalar::Bool(_)
+                    | Scalar::Int(_)
+                    | Scalar::Float(_)
+                    | Scalar::NotANumber(_)
+                    | Scalar::Huge(_)
+                    | Scalar::Text(_) => None,
+                };
+                progress.steps = list.map(Arc::from);
+                if progress.steps.is_none() && value != Scalar::Null {
+                    self.set_extra(key, &value);
+                }
+            }
         }
         if self.event.progress.as_deref() == Some(&ProgressFields::default()) {
             self.event.progress = None;

@@ -54,6 +54,8 @@ struct Stored {
     states: BTreeMap<String, String>,
     events: u64,
     statistics: BTreeMap<(i64, Dimension, String), Measures>,
+    /// Failures and critical ones by task and message.
+    failures: BTreeMap<(String, String), (i64, i64)>,
 }
 
 impl Stored {
@@ -72,6 +74,11 @@ impl Stored {
         for delta in &changes.statistics {
             let key = (delta.minute.0, delta.dimension, delta.key.clone());
             self.statistics.entry(key).or_default().merge(&delta.measures);
+        }
+        for delta in &changes.failures {
+            let key = (delta.group.task.to_string(), delta.group.message.clone());
+            let counts = self.failures.entry(key).or_default();
+            *counts = (counts.0 + delta.failed, counts.1 + delta.critical);
         }
     }
 }
@@ -103,6 +110,7 @@ fn stored(messages: &[Message], sizes: &[(usize, bool)], cache: usize) -> Stored
         }
     }
     stored.statistics.retain(|_, measures| !measures.is_zero());
+    stored.failures.retain(|_, counts| *counts != (0, 0));
     stored
 }
 
@@ -129,5 +137,8 @@ proptest! {
             prop_assert_eq!((sum.counts.get(Transition::Succeeded), runs), (succeeded as i64, succeeded as i64));
             prop_assert_eq!(sum.wait.histogram.count(), sum.counts.get(Transition::Started));
         }
+        let failed = whole.states.values().filter(|state| *state == "FAILURE").count();
+        prop_assert!(failed > 0);
+        prop_assert_eq!(whole.failures.values().map(|(failed, _)| *failed).sum::<i64>(), failed as i64);
     }
 }

@@ -184,11 +184,14 @@ async fn record(connection: &mut PgConnection, done: Upkeep) -> Result<()> {
 }
 
 /// Bounded by deleting: few rows each. The batches of running monitors are pruned by these themselves.
-const PRUNE: [&str; 5] = [
+const PRUNE: [&str; 6] = [
     "delete from kanchi.batch where committed_at < now() - interval '35 days'
         and broker_id in (select broker_id from kanchi.broker where retired_at is not null)",
     "delete from kanchi.dead_letter where noted_at < now() - interval '30 days'",
     "delete from kanchi.gap where noted_at < now() - interval '365 days' and to_at is not null",
+    // Its tasks are gone by then.
+    "delete from kanchi.failure_group g using kanchi.broker b
+     where b.broker_id = g.broker_id and g.last_seen_at < now() - make_interval(days => b.failed_days)",
     "delete from kanchi.worker where last_event_at < now() - interval '30 days'",
     // A hostile stream could invent host names: the ten thousand heard last are kept.
     "delete from kanchi.worker w using (

@@ -58,6 +58,8 @@ pub struct TaskSummary {
     pub result: Option<String>,
     /// Exception.
     pub exception: Option<String>,
+    /// Percent done as the task told last; only of live tasks.
+    pub percent: Option<f64>,
     /// Where it stands in the list that it was read for.
     pub(super) place: Place,
 }
@@ -95,6 +97,7 @@ pub(super) fn settled(row: &PgRow) -> TaskSummary {
         kwargs: row.get(20),
         result: row.get(21),
         exception: row.get(22),
+        percent: None,
         place: Place::new(row.get(0), broker_key, &task_id),
         task_id,
     }
@@ -141,6 +144,7 @@ fn projected(broker_key: i32, task_id: String, row: &TaskRow, place: Place) -> T
         kwargs: text(&row.kwargs),
         result: text(&row.result),
         exception: text(&row.exception),
+        percent: row.progress.as_ref().and_then(|progress| progress.percent),
         place,
     }
 }

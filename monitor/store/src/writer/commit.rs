@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sqlx::{Executor, PgConnection, Row};
 
 use crate::error::{During, ErrorKind, Result};
-use crate::model::{BatchHead, EventChunk, LiveTask, TaskChanges};
+use crate::model::{BatchHead, EventChunk, FailureDelta, LiveTask, TaskChanges};
 use crate::retention::RetentionPolicy;
 use crate::statistics::{self, StatisticDelta};
 use crate::writer::copy::{Copying, Target, clamped};
@@ -66,6 +66,7 @@ async fn finish(
     maybe_stored: &[&LiveTask],
 ) -> Result<Stored> {
     copy_statistics(connection, &changes.statistics).await?;
+    save_failures(connection, &changes.failures).await?;
     let (ended, live) = split_ended(connection, new).await?;
     copy_ended(connection, &ended, retention).await?;
     copy_live(connection, &live).await?;
@@ -99,6 +100,15 @@ async fn copy_statistics(connection: &mut PgConnection, deltas: &[StatisticDelta
         copying.row().await?.time(minute).bytes(&payload);
     }
     copying.finish().await
+}
+
+/// Adds failures to their groups: one statement, and none for a batch without.
+async fn save_failures(connection: &mut PgConnection, failures: &[FailureDelta]) -> Result<()> {
+    let Some(failures) = json::failures(failures) else {
+        return Ok(());
+    };
+    let query = sqlx::query("select kanchi.save_failures($1)").bind(failures);
+    query.execute(connection).await.during(OPERATION).map(drop)
 }
 
 /// Reads the 16-byte digests that [`claim`] wrote.

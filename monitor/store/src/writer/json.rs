@@ -2,12 +2,15 @@
 
 use kanchi_domain::UnixMicros;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-use crate::model::{DeadLetter, GapRow, Heartbeat, QueueRow, WorkerRow};
+use crate::model::{DeadLetter, FailureDelta, GapRow, Heartbeat, QueueRow, WorkerRow};
 use crate::writer::copy::{clamped, head};
 
 /// Newest dead letters of one batch that are worth sending: the store keeps a thousand in all.
 const DEAD_LETTERS: usize = 1000;
+/// Bytes kept of the exception that stands for its group.
+const EXAMPLE: usize = 1024;
 
 fn time(value: Option<UnixMicros>) -> Option<i64> {
     value.map(clamped)
@@ -54,6 +57,26 @@ pub(super) fn dead_letters(letters: &[DeadLetter]) -> Option<Value> {
     };
     let skip = letters.len().saturating_sub(DEAD_LETTERS);
     array(letters.iter().skip(skip).map(one).collect())
+}
+
+pub(super) fn failures(failures: &[FailureDelta]) -> Option<Value> {
+    let one = |delta: &FailureDelta| {
+        let last = delta.last.as_ref();
+        let example = last.and_then(|last| last.exception.as_deref());
+        json!({
+            "fingerprint": Uuid::from_u128(delta.group.fingerprint.0),
+            "task": delta.group.task,
+            "exception_class": delta.group.exception_class,
+            "message": delta.group.message,
+            "example": example.map(|example| head(example, EXAMPLE)),
+            "failed": delta.failed,
+            "critical": delta.critical,
+            "first_at": time(delta.first_at),
+            "last_at": time(last.map(|last| last.at)),
+            "last_task_id": last.map(|last| &last.task_id),
+        })
+    };
+    array(failures.iter().map(one).collect())
 }
 
 pub(super) fn gaps(gaps: &[GapRow]) -> Option<Value> {

@@ -10,7 +10,7 @@ use kanchi_store::{
 use kanchi_test_servers::postgres::Postgres;
 use uuid::Uuid;
 
-use crate::world::{World, batch, chunk, live, now, received, spec, started, succeeded, succeeded_tasks};
+use crate::world::{World, batch, chunk, failed_tasks, live, now, received, spec, started, succeeded, succeeded_tasks};
 
 const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
 const OTHER: &str = "6b2c9f5e-0000-4000-8000-000000000002";
@@ -331,6 +331,7 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
         );
         one.head.chunks = vec![chunk(ID, &whole)];
         one.changes.statistics = vec![succeeded_tasks(now(), "shop.charge", 1)];
+        one.changes.failures = vec![failed_tasks(now(), "shop.charge", "boom", 1)];
         m.writer.commit(&one).await.unwrap();
         m.reporter.heartbeat(&Heartbeat::default()).await.unwrap();
     }
@@ -368,6 +369,7 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
         "task",
         "statistic",
         "statistic_delta",
+        "failure_group",
         "batch",
         "heartbeat",
         "writer",

@@ -5,7 +5,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::world::{Monitor, PASSWORD, World, batch, chunk, live, now, received, started, succeeded, succeeded_tasks};
+use crate::world::{
+    Monitor, PASSWORD, World, batch, chunk, failed_tasks, live, now, received, started, succeeded, succeeded_tasks,
+};
 
 const LIVE: &str = "11111111-0000-4000-8000-000000000001";
 const DONE: &str = "11111111-0000-4000-8000-000000000002";
@@ -42,6 +44,7 @@ async fn fill(m: &mut Monitor) {
         last_heartbeat_at: None,
     };
     whole.changes.statistics = vec![succeeded_tasks(now(), CANARY, 1)];
+    whole.changes.failures = vec![failed_tasks(now(), CANARY, CANARY, 1)];
     whole.head.gaps = vec![GapRow {
         id: Uuid::new_v4(),
         from: now(),
@@ -312,6 +315,7 @@ fn tricks(thief: &Thief<'_>, victim: i32) {
             "own_dead_letter",
             "own_statistic",
             "own_statistic_delta",
+            "own_failure_group",
         ] {
             let rows = thief
                 .try_sql(&format!("{prefix}; select t::text from kanchi.{view} t"))

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use kanchi_domain::{BodyEncoding, Decoded, Limits, RawMessage, TaskFacts, UnixMicros, decode};
+use kanchi_domain::{BodyEncoding, Decoded, Failure, Fingerprint, Limits, RawMessage, TaskFacts, UnixMicros, decode};
 use kanchi_store::statistics::{Dimension, Durations, Histogram, Measures, Transition, bucket_of};
 use kanchi_store::{
-    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, LiveTask, RetentionPolicy, Settled, StatisticDelta, StoreAdmin,
-    StoreReader, StoreReporter, StoreUrl, StoreWriter,
+    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, FailureDelta, LastFailure, LiveTask, RetentionPolicy, Settled,
+    StatisticDelta, StoreAdmin, StoreReader, StoreReporter, StoreUrl, StoreWriter,
 };
 use kanchi_test_servers::postgres::Postgres;
 use uuid::Uuid;
@@ -187,6 +187,27 @@ pub(crate) fn succeeded_tasks(at: UnixMicros, name: &str, count: i64) -> Statist
         dimension: Dimension::Task,
         key: name.to_owned(),
         measures,
+    }
+}
+
+/// So many failures more of a task with this message, the last of them then.
+pub(crate) fn failed_tasks(at: UnixMicros, task: &str, message: &str, count: i64) -> FailureDelta {
+    let last = LastFailure {
+        at,
+        task_id: format!("{task}-{message}").into(),
+        exception: Some(format!("ValueError('{message}')").into()),
+    };
+    FailureDelta {
+        group: Failure {
+            fingerprint: Fingerprint::of(task, "ValueError", message),
+            task: task.into(),
+            exception_class: "ValueError".into(),
+            message: message.to_owned(),
+        },
+        failed: count,
+        critical: 0,
+        first_at: (count > 0).then_some(at),
+        last: (count > 0).then_some(last),
     }
 }
 
