@@ -87,6 +87,9 @@ const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// How long the start waits for the store to say where the last process stopped.
 const ASK_STORE: Duration = Duration::from_secs(5);
 
+/// Once waiting is given up, a call to the store may take so long.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(2);
+
 /// Longest pause between two attempts to reach a broker: a restarted one is seen again within it.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -219,7 +222,12 @@ impl Monitor {
             ended = &mut committer => ended,
             () = drained(&shutdown, self.limits.grace) => {
                 give_up.cancel();
-                committer.await
+                // A call that hangs is left behind: whether its batch was committed, the next process finds out.
+                let ended = tokio::time::timeout(GIVEN_UP_WITHIN, &mut committer).await;
+                ended.unwrap_or_else(|_elapsed| {
+                    committer.abort();
+                    Ok(Ok(()))
+                })
             }
         };
         let fenced = matches!(result, Ok(Err(commit::Error::Fenced)));
