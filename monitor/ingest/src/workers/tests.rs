@@ -130,6 +130,16 @@ fn a_worker_that_never_answered_may_be_a_busy_solo_worker() {
 }
 
 #[test]
+fn a_worker_that_died_of_its_first_task_is_lost_though_it_never_answered() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    table.observe(&event("task-started", 1.0, r#","uuid":"t""#), true);
+    assert_eq!(table.check(at(62.0), PATIENCE), ["w@h"]);
+    table.unanswered("w@h", at(62.0));
+    assert_eq!(state(&table), WorkerState::Lost);
+}
+
+#[test]
 fn a_worker_without_heartbeats_is_unknown_and_never_lost() {
     let mut table = WorkerTable::default();
     table.observe(&event("task-started", 0.0, r#","uuid":"a""#), true);

@@ -52,6 +52,8 @@ pub(super) struct Worker {
     /// An earlier process of ours knew it.
     pub(super) was_loaded: bool,
     pub(super) pool: Pool,
+    /// The present process has told of a task's start. A solo worker tells of it only with the task's end.
+    told_start: bool,
     pub(super) queues: BTreeSet<String>,
     pub(super) saved: i64,
     pub(super) dirty: bool,
@@ -78,6 +80,7 @@ impl Worker {
             sends_heartbeats: false,
             was_loaded: false,
             pool: Pool::Unknown,
+            told_start: false,
             queues: BTreeSet::new(),
             dirty: false,
             asked: false,
@@ -137,6 +140,7 @@ impl Worker {
             // A task event from a worker that was given up: it lives.
             self.state = self.alive();
         }
+        self.told_start |= event.kind == EventKind::TaskStarted && self.is_of_this_process(event);
         // Not before: a process that another one follows was heard of until now, and no longer.
         self.heard = self.heard.max(heard);
         if newer {
@@ -215,6 +219,7 @@ impl Worker {
             self.row.started_at = Some(event.timestamp);
         }
         self.row.processed = None;
+        self.told_start = false;
         self.began = Some(event.timestamp.0);
         self.former.retain(|former| !another || former.pid != event.pid);
         // After a goodbye, or when its loss has been dealt with, nobody misses it.
@@ -332,7 +337,13 @@ impl Worker {
 
     /// It did not answer.
     pub(super) fn give_up(&mut self, now: UnixMicros) {
-        if matches!(self.pool, Pool::Solo | Pool::Unknown) {
+        let may_be_busy = match self.pool {
+            Pool::Solo => true,
+            // Killed by its first task, a worker has not answered yet either.
+            Pool::Unknown => !self.told_start,
+            Pool::Other => false,
+        };
+        if may_be_busy {
             self.state = WorkerState::Unknown;
             self.asked = false;
             self.dirty = true;
