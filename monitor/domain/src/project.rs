@@ -120,7 +120,7 @@ impl Progress {
 }
 
 // A batch holds one for each of its tasks.
-const _: () = assert!(size_of::<TaskRow>() <= 640);
+const _: () = assert!(size_of::<TaskRow>() <= 472);
 
 impl TaskRow {
     /// Says whether the task has ended.

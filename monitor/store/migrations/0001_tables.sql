@@ -213,6 +213,16 @@ create table kanchi.roll_up (
 );
 insert into kanchi.roll_up default values;
 
+-- Names of tasks that were counted, the ten thousand of a broker that were seen last. The roll-up learns them.
+create table kanchi.task_name (
+    broker_id integer not null references kanchi.broker on delete cascade,
+    -- Byte by byte: names that begin alike lie together.
+    name text collate "C" not null,
+    first_seen_at timestamptz not null,
+    last_seen_at timestamptz not null,
+    primary key (broker_id, name)
+) with (fillfactor = 80);
+
 create table kanchi.queue_sample (
     broker_id integer not null,
     retention_days smallint not null,

@@ -34,8 +34,8 @@ pub use model::{
     TaskChanges, WorkerRow,
 };
 pub use query::{
-    FailureGroup, FailureOrder, FailurePage, PageRequest, StoreQuery, TaskFilter, TaskOrder, TaskPage, TaskSummary,
-    TimeField, Words,
+    FailureGroup, FailureOrder, FailurePage, PageRequest, StoreQuery, TaskFilter, TaskName, TaskOrder, TaskPage,
+    TaskSummary, TimeField, Words,
 };
 pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};

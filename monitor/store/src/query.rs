@@ -6,6 +6,7 @@
 mod cursor;
 mod failures;
 mod filter;
+mod names;
 mod single;
 mod state;
 mod summary;
@@ -19,6 +20,7 @@ use sqlx::{Executor, PgConnection, PgPool, Postgres, Row, Transaction};
 
 pub use failures::{FailureGroup, FailureOrder, FailurePage};
 pub use filter::{TaskFilter, TimeField, Words};
+pub use names::TaskName;
 pub use single::{EventPage, Family, StateCounts};
 pub use state::{QueueNow, QueueSample};
 pub use summary::TaskSummary;

@@ -7,6 +7,7 @@
 
 mod codec;
 mod histogram;
+mod names;
 mod range;
 mod read;
 mod rollup;

@@ -184,7 +184,7 @@ async fn record(connection: &mut PgConnection, done: Upkeep) -> Result<()> {
 }
 
 /// Bounded by deleting: few rows each. The batches of running monitors are pruned by these themselves.
-const PRUNE: [&str; 6] = [
+const PRUNE: [&str; 7] = [
     "delete from kanchi.batch where committed_at < now() - interval '35 days'
         and broker_id in (select broker_id from kanchi.broker where retired_at is not null)",
     "delete from kanchi.dead_letter where noted_at < now() - interval '30 days'",
@@ -192,6 +192,8 @@ const PRUNE: [&str; 6] = [
     // Its tasks are gone by then.
     "delete from kanchi.failure_group g using kanchi.broker b
      where b.broker_id = g.broker_id and g.last_seen_at < now() - make_interval(days => b.failed_days)",
+    "delete from kanchi.task_name n using kanchi.broker b
+     where b.broker_id = n.broker_id and n.last_seen_at < now() - make_interval(days => b.statistics_days)",
     "delete from kanchi.worker where last_event_at < now() - interval '30 days'",
     // A hostile stream could invent host names: the ten thousand heard last are kept.
     "delete from kanchi.worker w using (

@@ -1,6 +1,6 @@
 //! What a list of tasks is asked for, as SQL for history and as a check of rows for what is live.
 
-use kanchi_domain::{TaskState, UnixMicros};
+use kanchi_domain::{TaskMark, TaskState, UnixMicros};
 use sqlx::{Postgres, QueryBuilder};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +27,8 @@ pub struct TaskFilter {
     pub brokers: Option<Vec<i32>>,
     /// States by name, without wildcards.
     pub state: Words,
+    /// Marks by name, without wildcards: `RECOVERED`, `CRITICAL`.
+    pub mark: Words,
     /// Task names.
     pub name: Words,
     /// Queues.
@@ -125,6 +127,7 @@ impl TaskFilter {
     pub(super) fn check(&self, operation: &'static str) -> Result<()> {
         let words = [
             &self.state,
+            &self.mark,
             &self.name,
             &self.queue,
             &self.worker,
@@ -144,7 +147,8 @@ impl TaskFilter {
     /// Whether only tasks can match that ended in another way than well: they have an index of their own.
     pub(super) fn is_unsuccessful(&self) -> bool {
         let names_it = self.state.any_of.iter().any(|state| fits(state, "SUCCESS"));
-        !self.state.any_of.is_empty() && names_it == self.state.exclude
+        let is_critical = self.mark.exact() == Some(TaskMark::Critical.as_str());
+        is_critical || !self.state.any_of.is_empty() && names_it == self.state.exclude
     }
 
     /// Whether rows may be read that do not match: then they are read in slices of time.
@@ -175,6 +179,7 @@ impl TaskFilter {
         }
         for (words, column) in [
             (&self.state, "t.state"),
+            (&self.mark, "t.mark"),
             (&self.task_id, "t.task_id"),
             (&self.exception, "t.exception"),
             (&self.args, "t.args"),
@@ -244,6 +249,7 @@ impl TaskFilter {
     pub(super) fn matches(&self, task: &TaskSummary, first_seen: UnixMicros) -> bool {
         let state = TaskState::as_str(&task.state);
         self.state.matches(Some(state))
+            && self.mark.matches(task.mark.as_deref())
             && self.name.matches(task.name.as_deref())
             && self.queue.matches(task.queue.as_deref())
             && self.worker.matches(task.worker.as_deref())
@@ -359,5 +365,15 @@ mod tests {
         assert!(!state(&["FAILURE"], true).is_unsuccessful());
         assert!(!state(&["S*"], false).is_unsuccessful());
         assert!(!state(&[], true).is_unsuccessful());
+        let mark = |mark: &str, exclude| TaskFilter {
+            mark: Words {
+                exclude,
+                ..Words::one(mark)
+            },
+            ..TaskFilter::default()
+        };
+        assert!(mark("CRITICAL", false).is_unsuccessful());
+        assert!(!mark("CRITICAL", true).is_unsuccessful());
+        assert!(!mark("RECOVERED", false).is_unsuccessful());
     }
 }

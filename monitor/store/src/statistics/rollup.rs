@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Executor, PgConnection, Row};
 
 use super::codec::{self, decode_histogram, push_histogram};
+use super::names::Names;
 use super::range::Resolution;
 use super::{Counts, Dimension, Durations, KEYS_PER_BATCH, Measures, OTHER, Transition};
 use crate::admin::StoreAdmin;
@@ -55,6 +56,7 @@ struct Sums {
     measures: BTreeMap<Place, Measures>,
     /// Keys told apart so far.
     keys: HashMap<(i32, Resolution, i64, Dimension), usize>,
+    names: Names,
 }
 
 impl Sums {
@@ -119,6 +121,7 @@ async fn step(connection: &mut PgConnection) -> Result<RolledUp> {
         }
     }
     save(connection, sums.measures).await?;
+    sums.names.save(connection).await?;
     let bytes: usize = taken.iter().map(|row| row.get::<&[u8], _>(2).len()).sum();
     let done = RolledUp {
         taken: taken.len() as u64,
@@ -151,6 +154,7 @@ async fn classes(connection: &mut PgConnection, taken: &[PgRow]) -> Result<HashM
 fn add(sums: &mut Sums, broker: i32, class: RetentionClass, row: &PgRow) -> Result<(), codec::Damaged> {
     let minute: i64 = row.get(1);
     for (dimension, key, measures) in codec::decode(row.get(2))? {
+        sums.names.add(broker, dimension, key, minute);
         for resolution in Resolution::ALL {
             let place = Place {
                 broker,

@@ -370,6 +370,7 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
         "statistic",
         "statistic_delta",
         "failure_group",
+        "task_name",
         "batch",
         "heartbeat",
         "writer",

@@ -3,7 +3,9 @@
 use std::sync::LazyLock;
 
 use kanchi_store::statistics::{Dimension, Resolution, Select, StatisticsQuery, Transition};
-use kanchi_store::{BrokerKey, ErrorKind, RetentionClass, RetentionPolicy, RolledUp, StatisticDelta, UnixMicros};
+use kanchi_store::{
+    BrokerKey, ErrorKind, RetentionClass, RetentionPolicy, RolledUp, StatisticDelta, StoreQuery, TaskName, UnixMicros,
+};
 use uuid::Uuid;
 
 use crate::world::{Monitor, World, batch, now, spec, succeeded_tasks};
@@ -352,4 +354,113 @@ async fn the_last_hour_is_counted() {
     roll_up_all(&world).await;
     let counts = world.admin.last_hour(ago(0)).await.unwrap()[&m.key];
     assert_eq!((counts.succeeded, counts.failed, counts.retried), (7, 3, 1));
+}
+
+/// Names, by name, with the minutes that have passed since the first and the last.
+async fn names(query: &StoreQuery, key: BrokerKey, prefix: &str) -> Vec<(String, i64, i64)> {
+    let past = |time: UnixMicros| (ago(0).0 - time.0) / MINUTE;
+    let names = query.task_names(Some(&[key.0]), prefix, None, 1_000).await.unwrap();
+    let one = |name: TaskName| (name.name, past(name.first_seen_at), past(name.last_seen_at));
+    names.into_iter().map(one).collect()
+}
+
+fn seen(name: &str, first: i64, last: i64) -> (String, i64, i64) {
+    (name.to_owned(), first, last)
+}
+
+#[tokio::test]
+async fn names_of_tasks_are_learned_as_they_are_rolled_up() {
+    let world = World::new().await;
+    world.admin.upkeep(now()).await.unwrap();
+    let mut m = world.monitor("orders").await;
+    let mut another = world.monitor("another").await;
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
+    let named = |back: i64, name: &str| succeeded_tasks(ago(back * MINUTE), name, 1);
+    store(&mut another, vec![named(5, "shop.pay"), named(5, "other.x")]).await;
+    let first = [
+        (200, "shop.pay"),
+        (100, "shop.pay"),
+        (100, "Shop.b"),
+        (100, "(other)"),
+        (100, ""),
+    ];
+    store(&mut m, first.map(|(back, name)| named(back, name)).into()).await;
+    roll_up_all(&world).await;
+    assert_eq!(
+        names(&query, m.key, "").await,
+        [seen("Shop.b", 100, 100), seen("shop.pay", 200, 100)]
+    );
+
+    // What is ten minutes newer is no news yet; what is earlier is.
+    store(&mut m, vec![named(95, "shop.pay"), named(300, "Shop.b")]).await;
+    roll_up_all(&world).await;
+    assert_eq!(
+        names(&query, m.key, "").await,
+        [seen("Shop.b", 300, 100), seen("shop.pay", 200, 100)]
+    );
+    store(&mut m, vec![named(50, "shop.pay"), named(-1_440, "early")]).await;
+    roll_up_all(&world).await;
+    assert_eq!(names(&query, m.key, "shop").await, [seen("shop.pay", 200, 50)]);
+    assert_eq!(
+        world.sql("select last_seen_at <= now() from kanchi.task_name where name = 'early'"),
+        "t",
+        "a clock that is ahead"
+    );
+}
+
+#[tokio::test]
+async fn pages_of_names_follow_each_other() {
+    let world = World::new().await;
+    world.admin.upkeep(now()).await.unwrap();
+    let mut wanted = Vec::new();
+    for broker in ["orders", "another"] {
+        let mut m = world.monitor(broker).await;
+        let deltas = ["b", "a", "a.b", "ä", "A"].map(|name| succeeded_tasks(ago(0), name, 1));
+        store(&mut m, deltas.into()).await;
+        wanted.extend(["A", "a", "a.b", "b", "ä"].map(|name| (m.key.0, name.to_owned())));
+    }
+    roll_up_all(&world).await;
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
+    let mut all: Vec<(i32, String)> = Vec::new();
+    loop {
+        let after = all.last().map(|(broker, name)| (*broker, name.as_str()));
+        let page = query.task_names(None, "", after, 2).await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        all.extend(page.into_iter().map(|name| (name.broker_key, name.name)));
+    }
+    assert_eq!(all, wanted);
+    let some = query.task_names(None, "a", Some((wanted[0].0, "a")), 10).await.unwrap();
+    let some: Vec<_> = some.iter().map(|name| name.name.as_str()).collect();
+    assert_eq!(some, ["a.b", "a", "a.b"]);
+}
+
+#[tokio::test]
+async fn the_names_that_were_seen_last_are_kept() {
+    let world = World::new().await;
+    world.admin.upkeep(now()).await.unwrap();
+    let mut m = world.monitor("orders").await;
+    world.sql(&format!(
+        "insert into kanchi.task_name select {}, 'old-' || n, now() - interval '30 days', now() - n * interval '1 minute' - interval '1 day'
+         from generate_series(1, 10000) as n",
+        m.key.0
+    ));
+    store(
+        &mut m,
+        vec![
+            succeeded_tasks(ago(0), "new", 1),
+            succeeded_tasks(ago(0), "old-9999", 1),
+        ],
+    )
+    .await;
+    roll_up_all(&world).await;
+    assert_eq!(world.sql("select count(*) from kanchi.task_name"), "10000");
+    assert_eq!(
+        world.sql("select string_agg(name, ' ' order by name) from kanchi.task_name where name in ('new', 'old-9998', 'old-9999', 'old-10000')"),
+        "new old-9998 old-9999"
+    );
+    world.sql("update kanchi.task_name set last_seen_at = now() - interval '366 days' where name like 'old-%'");
+    assert_eq!(world.admin.upkeep(now()).await.unwrap().pruned, 9_999);
+    assert_eq!(world.sql("select name from kanchi.task_name"), "new");
 }
