@@ -23,6 +23,9 @@ bench: ## the ingest path: events a second, processor and memory, beside Postgre
 bench-queries: ## the queries of the UI: p50, p95, p99, cold and warm (FULL=1: 10 million tasks, 40 million events)
 	@e2e/bench-queries.sh
 
+bench-operator: ## the operator with 1,000 CeleryBrokers: API calls, writes, memory, time after a restart
+	@e2e/bench-operator.sh
+
 faults: ## kills, partitions and full disks on each broker for KANCHI_FAULTS_SECONDS (3600), then a count of every event
 	@e2e/faults.sh
 
@@ -53,4 +56,4 @@ gen: ## write the generated files: CRDs, their reference, manifests/
 check: ## what `make test` does before it runs a test
 	@e2e/test.sh fmt lint generated
 
-.PHONY: help demo test e2e bench bench-queries faults profile lab-up lab-load lab-shell lab-down fmt lint gen check
+.PHONY: help demo test e2e bench bench-queries bench-operator faults profile lab-up lab-load lab-shell lab-down fmt lint gen check

@@ -71,13 +71,14 @@ impl Cluster {
         if let Some(running) = shared.upgrade() {
             return running;
         }
-        let cluster = Arc::new(Self::start());
+        let cluster = Arc::new(Self::start(Postgres::start_new().expect("a Postgres")));
         cluster.prepare().await;
         *shared = Arc::downgrade(&cluster);
         cluster
     }
 
-    fn start() -> Self {
+    /// Starts the control plane beside a Postgres; [`Self::prepare`] makes it one that knows CeleryBrokers.
+    pub(crate) fn start(postgres: Postgres) -> Self {
         let bin = binaries();
         let directory = tempfile::Builder::new()
             .prefix("kanchi-operator-")
@@ -143,15 +144,10 @@ impl Cluster {
                 "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
                 format!("--audit-policy-file={}", file("audit.yaml")),
                 format!("--audit-log-path={}", file("audit.log")),
+                // Never rotated: a file is read from where it was last read.
+                "--audit-log-maxsize=4096".to_owned(),
             ],
         );
-        let kubeconfig = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters: [{{ name: x, cluster: {{ server: 'https://127.0.0.1:{port}', \
-             insecure-skip-tls-verify: true }} }}]\nusers: [{{ name: x, user: {{ token: token-admin }} }}]\n\
-             contexts: [{{ name: x, context: {{ cluster: x, user: x }} }}]\n"
-        );
-        fs::write(path("kubeconfig"), kubeconfig).unwrap();
-        let postgres = Postgres::start_new().expect("a Postgres");
         let mut cluster = Self {
             directory,
             port,
@@ -160,7 +156,7 @@ impl Cluster {
             processes,
         };
         cluster.wait_until_it_answers();
-        let kubeconfig = cluster.directory.path().join("kubeconfig").display().to_string();
+        let kubeconfig = cluster.kubeconfig("token-admin").display().to_string();
         let log = File::create(cluster.directory.path().join("controller-manager.log")).unwrap();
         let controllers = Command::new(bin.join("kube-controller-manager"))
             .args([
@@ -168,6 +164,9 @@ impl Cluster {
                 "--controllers=garbage-collector-controller,statefulset-controller,namespace-controller".to_owned(),
                 "--leader-elect=false".to_owned(),
                 "--secure-port=0".to_owned(),
+                // Else it makes 20 calls a second, and everything waits for its pods.
+                "--kube-api-qps=1000".to_owned(),
+                "--kube-api-burst=1000".to_owned(),
             ])
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -198,8 +197,21 @@ impl Cluster {
         );
     }
 
+    /// Writes a file that programs find the API server with, and returns its path.
+    pub(crate) fn kubeconfig(&self, token: &str) -> PathBuf {
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters: [{{ name: x, cluster: {{ server: 'https://127.0.0.1:{}', \
+             insecure-skip-tls-verify: true }} }}]\nusers: [{{ name: x, user: {{ token: {token} }} }}]\n\
+             contexts: [{{ name: x, context: {{ cluster: x, user: x }} }}]\n",
+            self.port
+        );
+        let path = self.directory.path().join(format!("kubeconfig-{token}"));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
     /// Installs the definitions.
-    async fn prepare(&self) {
+    pub(crate) async fn prepare(&self) {
         let client = self.admin();
         let api = Api::all(client.clone());
         for crd in kanchi_crds::crds().unwrap() {
@@ -247,7 +259,7 @@ impl Cluster {
 
     /// Returns the writes of a user since a time in RFC 3339.
     pub(crate) fn writes(&self, user: &str, since: &str) -> Vec<Write> {
-        let log = File::open(self.directory.path().join("audit.log")).expect("an audit log");
+        let log = File::open(self.audit_path()).expect("an audit log");
         let mut writes = Vec::new();
         for line in BufReader::new(log).lines() {
             let Ok(event) = serde_json::from_str::<serde_json::Value>(&line.unwrap()) else {
@@ -294,7 +306,12 @@ impl Cluster {
 
     /// Returns the whole audit log, to search it.
     pub(crate) fn audit_log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("audit.log")).unwrap_or_default()
+        fs::read_to_string(self.audit_path()).unwrap_or_default()
+    }
+
+    /// Returns the file that the API server notes each call in, as a line of JSON.
+    pub(crate) fn audit_path(&self) -> PathBuf {
+        self.directory.path().join("audit.log")
     }
 }
 
