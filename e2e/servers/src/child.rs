@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -84,13 +85,7 @@ impl Group {
 
     /// Asks the process alone to end, and waits; what is left is killed.
     pub(crate) fn terminate(mut self, patience: Duration) {
-        let pid = self.pid().to_string();
-        drop(
-            Command::new("kill")
-                .args(["-TERM", &pid])
-                .stderr(Stdio::null())
-                .status(),
-        );
+        drop(signal("TERM", &[self.pid()]));
         let deadline = Instant::now() + patience;
         while !self.has_ended() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
@@ -121,6 +116,11 @@ pub(crate) fn signal(signal: &str, pids: &[u32]) -> Result<()> {
         .stderr(Stdio::null())
         .status();
     status.context("kill did not start").map(drop)
+}
+
+/// Whether this process may do everything.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
 /// Returns the children of a process.

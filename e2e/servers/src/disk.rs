@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::child;
+
 /// Written at once while the disk is filled.
 const BLOCK: usize = 1 << 20;
 
@@ -61,8 +63,7 @@ impl Drop for SmallDisk {
 }
 
 fn as_root(command: &[&str], path: &Path) -> Result<()> {
-    let is_root = fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
-    let sudo: &[&str] = if is_root { &[] } else { &["sudo", "-n"] };
+    let sudo: &[&str] = if child::is_root() { &[] } else { &["sudo", "-n"] };
     let mut words = sudo.iter().chain(command);
     let program = words.next().context("no command")?;
     let output = Command::new(program)

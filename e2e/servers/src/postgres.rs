@@ -331,9 +331,8 @@ fn run(command: &mut Command) -> Result<()> {
 
 /// Returns the user to run the server as, when this process is root.
 fn server_user() -> Option<String> {
-    let root = fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     let exists = |name: &str| group_of(name).is_ok();
-    root.then(|| {
+    child::is_root().then(|| {
         ["postgres", "nobody"]
             .into_iter()
             .find(|name| exists(name))

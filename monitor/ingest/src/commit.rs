@@ -1,37 +1,29 @@
 //! The end of the event path: one transaction a batch, then the acknowledgement.
 //!
-//! A store that is away keeps the batch waiting; nothing is acknowledged before its commit. A COMMIT of unknown outcome is
-//! resolved by the batch's id. What the store refuses for its data is bisected down to the single message, which becomes a
-//! dead letter. A newer writer ends this one.
+//! A store that is away keeps the batch waiting; nothing is acknowledged before its commit. What the store refuses for its
+//! data is bisected down to the single message, which becomes a dead letter. A newer writer ends this one.
 
 use std::collections::HashSet;
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use foldhash::HashMap;
 use kanchi_domain::{Limits, UnixMicros};
-use kanchi_store::{BatchHead, DeadLetter, Epoch, Error as StoreError, ErrorKind, StoreWriter, Stored};
+use kanchi_store::{BatchHead, DeadLetter, Stored};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::backoff::Backoff;
 use crate::decoder::Turn;
 use crate::digests::Digests;
-use crate::gather::{Gathered, Receipt, TaskNews};
-use crate::live::{LoadedIds, MAX_LIVE};
+use crate::gather::{Gathered, Receipt};
 use crate::reduce::{Reduced, Reducer};
 use crate::reducing::Reducing;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
-
-/// Ids in one look-up; the store takes at most so many.
-const MAX_LOOKUP: usize = 10_000;
-
-/// An error that is neither the data's nor the connection's is tried so often before the batch is taken apart.
-const TRIES_BEFORE_BISECT: u32 = 8;
+use crate::store::{Outcome, Store};
 
 /// Why the event path ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,44 +37,22 @@ pub enum Error {
 }
 
 /// Writes batches and acknowledges them.
+#[derive(Debug)]
 pub struct Committer {
-    /// Shared state.
-    pub shared: Arc<Shared>,
-    /// Settings in force.
-    pub settings: SettingsWatch,
+    shared: Arc<Shared>,
+    settings: SettingsWatch,
     /// The newest tag that is durable.
-    pub acknowledge: watch::Sender<u64>,
-    /// Ends waiting for a store that is away; what is not committed stays with the broker.
-    pub give_up: CancellationToken,
-    /// Name of this process, for the epoch.
-    pub instance: String,
+    acknowledge: watch::Sender<u64>,
     /// What is read of a message, should it be read again.
-    pub limits: Limits,
-    writer: Option<(StoreWriter, Epoch)>,
+    limits: Limits,
+    store: Store,
     reducer: Reducer,
     digests: Digests,
 }
 
-/// How an attempt to store a batch ended.
-enum Outcome {
-    Stored(Stored),
-    /// The store refused the data.
-    Refused(String),
-    /// Waiting was given up.
-    GivenUp,
-}
-
-impl std::fmt::Debug for Committer {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Committer")
-            .field("instance", &self.instance)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Committer {
-    /// Makes a committer; it connects with the first batch, or when it is told to.
+    /// Makes a committer; it connects when it runs. `give_up` ends waiting for a store that is away: what is not committed
+    /// stays with the broker. `instance`: name of this process, for the epoch.
     pub fn new(
         shared: Arc<Shared>,
         settings: SettingsWatch,
@@ -93,13 +63,11 @@ impl Committer {
         cache_bytes: usize,
     ) -> Self {
         Self {
+            store: Store::new(Arc::clone(&shared), settings.clone(), give_up, instance),
             shared,
             settings,
             acknowledge,
-            give_up,
-            instance,
             limits,
-            writer: None,
             reducer: Reducer::new(cache_bytes),
             digests: Digests::default(),
         }
@@ -108,7 +76,7 @@ impl Committer {
     /// Stores what comes in until the channel closes or waiting is given up.
     pub async fn run(mut self, mut batches: mpsc::Receiver<(Gathered, Turn)>) -> Result<(), Error> {
         // The epoch is taken at once: an older process must not go on beside us until our first event.
-        if self.connected().await?.is_none() {
+        if self.store.connected().await?.is_none() {
             return Ok(());
         }
         while let Some((gathered, turn)) = batches.recv().await {
@@ -180,18 +148,15 @@ impl Committer {
             return Ok((Outcome::Stored(nothing), part.messages));
         }
         let started = Instant::now();
-        if !self.load_live().await? {
-            return Ok((Outcome::GivenUp, part.messages));
-        }
-        let Some(loaded) = self.load_facts(&part.tasks).await? else {
+        let Some(loaded) = self.look_up(&part).await? else {
             return Ok((Outcome::GivenUp, part.messages));
         };
-        let Some((_, epoch)) = self.writer.as_ref() else {
+        let Some(epoch) = self.store.connected().await? else {
             return Ok((Outcome::GivenUp, part.messages));
         };
-        let head = part.take_head(*epoch);
+        let head = part.take_head(epoch);
         let mut reducing = Reducing::start(self.reducer.lend(), mem::take(&mut part.tasks), loaded);
-        let outcome = self.commit(&head, &mut reducing).await?;
+        let outcome = self.store.commit(&head, &mut reducing).await?;
         let done = reducing.end().await;
         self.reducer = done.reducer;
         if let Outcome::Stored(stored) = &outcome {
@@ -220,125 +185,17 @@ impl Committer {
         metrics.cache_tasks.set(tasks as i64);
     }
 
-    /// Commits one batch, waiting out a store that is away.
-    async fn commit(&mut self, head: &BatchHead, reducing: &mut Reducing) -> Result<Outcome, Error> {
-        let mut backoff = store_backoff();
-        let mut odd = 0;
-        loop {
-            let Some(epoch) = self.connected().await? else {
-                return Ok(Outcome::GivenUp);
-            };
-            // After a reconnect within the same process the epoch is the same: nobody else took over.
-            if epoch != head.epoch {
-                return Err(Error::Fenced);
-            }
-            let Some((writer, _)) = self.writer.as_mut() else {
-                continue;
-            };
-            let error = match writer.commit_while(head, reducing.changes()).await {
-                Ok(stored) => {
-                    self.shared.store_works();
-                    return Ok(Outcome::Stored(stored));
-                }
-                Err(error) => error,
-            };
-            self.shared.metrics.store_failed(error.kind());
-            odd += u32::from(error.kind() == ErrorKind::Other);
-            if error.kind() == ErrorKind::Data || odd >= TRIES_BEFORE_BISECT {
-                return Ok(Outcome::Refused(crate::error_chain(&error)));
-            }
-            let unknown = error.is_outcome_unknown();
-            if !self.wait_out(error, &mut backoff).await? {
-                return Ok(Outcome::GivenUp);
-            }
-            if unknown {
-                match self.was_committed(head.id).await? {
-                    Some(true) => {
-                        self.shared.store_works();
-                        return Ok(Outcome::Stored(Stored::Before));
-                    }
-                    Some(false) => {}
-                    None => return Ok(Outcome::GivenUp),
-                }
-            }
-        }
-    }
-
-    async fn was_committed(&mut self, id: Uuid) -> Result<Option<bool>, Error> {
-        let mut backoff = store_backoff();
-        loop {
-            if self.connected().await?.is_none() {
-                return Ok(None);
-            }
-            let Some((writer, _)) = self.writer.as_mut() else {
-                continue;
-            };
-            match writer.was_committed(id).await {
-                Ok(known) => return Ok(Some(known)),
-                Err(error) => {
-                    if !self.wait_out(error, &mut backoff).await? {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Learns which tasks are live, when that is due; `false` when waiting was given up.
-    async fn load_live(&mut self) -> Result<bool, Error> {
-        let mut backoff = store_backoff();
+    /// Returns what the store knows of the tasks that the reducer does not know; `None` when waiting was given up.
+    async fn look_up(&mut self, part: &Gathered) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
         while self.reducer.live.is_due(Instant::now()) {
-            if self.connected().await?.is_none() {
-                return Ok(false);
-            }
-            let Some((writer, _)) = self.writer.as_mut() else {
-                continue;
+            let Some(loaded) = self.store.live_ids().await? else {
+                return Ok(None);
             };
-            let mut loaded = LoadedIds::default();
-            match writer.live_ids(MAX_LIVE + 1, |id| loaded.push(id)).await {
-                Ok(()) => self.reducer.live.load(loaded, Instant::now()),
-                Err(error) => {
-                    self.shared.metrics.store_failed(error.kind());
-                    if !self.wait_out(error, &mut backoff).await? {
-                        return Ok(false);
-                    }
-                }
-            }
+            self.reducer.live.load(loaded, Instant::now());
         }
-        Ok(true)
-    }
-
-    async fn load_facts(&mut self, tasks: &[TaskNews]) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
-        let missing = self.reducer.missing(tasks);
+        let missing = self.reducer.missing(&part.tasks);
         self.shared.metrics.cache_misses.inc_by(missing.len() as u64);
-        let mut loaded = HashMap::default();
-        let mut backoff = store_backoff();
-        for ids in missing.chunks(MAX_LOOKUP) {
-            loop {
-                if self.connected().await?.is_none() {
-                    return Ok(None);
-                }
-                let Some((writer, _)) = self.writer.as_mut() else {
-                    continue;
-                };
-                match writer.load_facts(ids).await {
-                    Ok(facts) => {
-                        loaded.extend(facts);
-                        break;
-                    }
-                    Err(error) => {
-                        self.shared.metrics.store_failed(error.kind());
-                        if !self.wait_out(error, &mut backoff).await? {
-                            return Ok(None);
-                        }
-                    }
-                }
-            }
-        }
-        if self.connected().await?.is_none() {
-            return Ok(None);
-        }
-        Ok(Some(loaded))
+        self.store.load_facts(&missing).await
     }
 
     /// Removes messages that are stored already, and second copies within the batch.
@@ -346,8 +203,11 @@ impl Committer {
         if !gathered.messages.iter().any(|message| message.maybe_stored) {
             return Ok(true);
         }
-        if self.digests.needs_load() && !self.load_digests().await? {
-            return Ok(false);
+        if self.digests.needs_load() {
+            let Some(digests) = self.store.recent_digests().await? else {
+                return Ok(false);
+            };
+            self.digests.load(digests, Instant::now());
         }
         let now = Instant::now();
         let before = gathered.messages.len();
@@ -365,35 +225,12 @@ impl Committer {
         Ok(true)
     }
 
-    async fn load_digests(&mut self) -> Result<bool, Error> {
-        let mut backoff = store_backoff();
-        loop {
-            if self.connected().await?.is_none() {
-                return Ok(false);
-            }
-            let Some((writer, _)) = self.writer.as_mut() else {
-                continue;
-            };
-            match writer.recent_digests().await {
-                Ok(digests) => {
-                    self.digests.load(digests, Instant::now());
-                    return Ok(true);
-                }
-                Err(error) => {
-                    if !self.wait_out(error, &mut backoff).await? {
-                        return Ok(false);
-                    }
-                }
-            }
-        }
-    }
-
     fn dead_letter(&self, message: &Receipt, reason: &str) -> BatchHead {
         self.shared.metrics.refused.inc();
         tracing::error!(error = reason, "the store refuses a message; it becomes a dead letter");
         BatchHead {
             id: Uuid::new_v4(),
-            epoch: self.writer.as_ref().map(|(_, epoch)| *epoch).unwrap_or_default(),
+            epoch: self.store.epoch().unwrap_or_default(),
             digests: message.digest.into_iter().collect(),
             dead_letters: vec![DeadLetter {
                 arrived: message.arrived,
@@ -407,91 +244,11 @@ impl Committer {
 
     /// Stores a dead letter; one that is refused in its turn is only counted and logged.
     async fn store_letter(&mut self, letter: BatchHead) -> Result<bool, Error> {
-        match self.commit(&letter, &mut Reducing::nothing()).await? {
+        match self.store.commit(&letter, &mut Reducing::nothing()).await? {
             Outcome::Stored(_) => self.digests.remember(&letter.digests),
             Outcome::Refused(reason) => tracing::error!(error = %reason, "a dead letter cannot be stored either"),
             Outcome::GivenUp => return Ok(false),
         }
         Ok(true)
     }
-
-    /// Returns the epoch once the store is connected; `None` when waiting was given up.
-    async fn connected(&mut self) -> Result<Option<Epoch>, Error> {
-        let mut backoff = store_backoff();
-        loop {
-            if let Some((writer, epoch)) = self.writer.as_mut() {
-                if self.settings.has_changed().unwrap_or(false) {
-                    let settings = self.settings.borrow_and_update();
-                    writer.reconfigure(&settings.store, settings.retention);
-                }
-                return Ok(Some(*epoch));
-            }
-            match self.connect().await {
-                Ok((writer, _)) if writer.broker_key() != self.settings.borrow().config.broker_key => {
-                    // Half of a changed Secret, or a mistake: nothing may be written under another broker's key.
-                    tracing::error!(
-                        store.broker_key = writer.broker_key(),
-                        config.broker_key = self.settings.borrow().config.broker_key,
-                        "the store's role belongs to another broker than the configuration"
-                    );
-                    if !self.pause(&mut backoff).await {
-                        return Ok(None);
-                    }
-                }
-                Ok(connected) => self.writer = Some(connected),
-                Err(error) => {
-                    self.shared.metrics.store_failed(error.kind());
-                    if !self.wait_out(error, &mut backoff).await? {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn connect(&mut self) -> Result<(StoreWriter, Epoch), StoreError> {
-        let settings = Arc::clone(&self.settings.borrow_and_update());
-        let mut writer = StoreWriter::connect(&settings.store, settings.retention).await?;
-        let epoch = writer.begin_epoch(&self.instance).await?;
-        self.shared.store_works();
-        tracing::info!(store.endpoint = %settings.store.endpoint(), store.epoch = epoch.0, "connected to the store");
-        Ok((writer, epoch))
-    }
-
-    /// Waits before the next try, or until the configuration changes; `false` when waiting was given up.
-    async fn wait_out(&mut self, error: StoreError, backoff: &mut Backoff) -> Result<bool, Error> {
-        if error.kind() == ErrorKind::StaleEpoch {
-            return Err(Error::Fenced);
-        }
-        self.shared.store_failing(error.kind());
-        // A database of a newer schema may be followed by a newer monitor; one of a wrong URL by a corrected one.
-        if backoff.failures().is_power_of_two() || backoff.failures() == 0 {
-            tracing::warn!(
-                reason = error.kind().as_str(),
-                error = %crate::error_chain(&error),
-                tries = backoff.failures() + 1,
-                "the store cannot be used; keeping the batch and trying again"
-            );
-        }
-        Ok(self.pause(backoff).await)
-    }
-
-    async fn pause(&mut self, backoff: &mut Backoff) -> bool {
-        let pause = backoff.pause();
-        tokio::select! {
-            () = self.give_up.cancelled() => false,
-            () = tokio::time::sleep(pause) => true,
-            changed = self.settings.changed() => {
-                if changed.is_ok() {
-                    self.settings.mark_changed();
-                    backoff.reset();
-                }
-                true
-            }
-        }
-    }
-}
-
-const fn store_backoff() -> Backoff {
-    Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
 }

@@ -34,6 +34,7 @@ pub mod shared;
 pub mod source;
 pub mod spool;
 pub mod statistics;
+mod store;
 pub mod workers;
 
 pub use metrics::Metrics;

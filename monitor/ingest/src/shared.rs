@@ -206,20 +206,21 @@ impl Shared {
         }
         // Asked first: what arrives from here on is later than that.
         let now = self.now();
-        let stored = self.newest_stored.load(Ordering::Relaxed);
-        let waiting = spooled || stored < self.newest_arrived.load(Ordering::Relaxed);
-        if waiting {
-            Some(UnixMicros(stored)).filter(|at| at.0 > 0)
-        } else {
-            Some(now)
-        }
+        let (stored, waiting) = self.newest_stored(spooled);
+        if waiting { stored } else { Some(now) }
     }
 
     /// The same for a process that has stopped reading: the newest arrival, if all that arrived is stored.
     pub fn complete_at_end(&self, spooled: bool) -> Option<UnixMicros> {
+        let (stored, waiting) = self.newest_stored(spooled);
+        stored.filter(|_| !waiting)
+    }
+
+    /// Arrival of the newest message stored, and whether others wait.
+    fn newest_stored(&self, spooled: bool) -> (Option<UnixMicros>, bool) {
         let stored = self.newest_stored.load(Ordering::Relaxed);
         let waiting = spooled || stored < self.newest_arrived.load(Ordering::Relaxed);
-        (stored > 0 && !waiting).then_some(UnixMicros(stored))
+        (Some(UnixMicros(stored)).filter(|at| at.0 > 0), waiting)
     }
 
     /// A call to the store succeeded.

@@ -60,19 +60,15 @@ impl Cursor {
             self.width.unwrap_or(0),
             self.after.micros()
         );
-        URL_SAFE_NO_PAD.encode(text)
+        encode(&text)
     }
 
     /// Reads a cursor, which must be of a list in this order.
     pub(super) fn read(text: &str, order: TaskOrder) -> Result<Self> {
-        Self::parse(text)
-            .filter(|cursor| cursor.order == order)
-            .ok_or_else(|| Error::new(ErrorKind::Invalid, "read a cursor", "this is no cursor of such a list"))
+        decode(text, |text| Self::parse(text).filter(|cursor| cursor.order == order))
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let text = String::from_utf8(bytes).ok()?;
         let mut parts = text.splitn(5, '.');
         let order = TaskOrder::of_letter(parts.next()?)?;
         let width = Some(parts.next()?.parse().ok()?).filter(|width| *width > 0);
@@ -81,6 +77,20 @@ impl Cursor {
         let after = Place::new(micros, broker_key, parts.next()?);
         Some(Self { order, after, width })
     }
+}
+
+/// Makes a cursor opaque.
+pub(super) fn encode(text: &str) -> String {
+    URL_SAFE_NO_PAD.encode(text)
+}
+
+/// Reads what was encoded. It comes from outside, so `parse` may find that it is nothing of ours.
+pub(super) fn decode<T>(text: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+    bytes
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .and_then(|text| parse(&text))
+        .ok_or_else(|| Error::new(ErrorKind::Invalid, "read a cursor", "this is no cursor of such a list"))
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! Groups of failures that are alike.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kanchi_domain::{Fingerprint, TaskState, UnixMicros};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::error::{During, Error, ErrorKind, Result};
+use crate::query::cursor;
 use crate::query::filter::{TaskFilter, Words};
 use crate::query::{PageRequest, StoreQuery};
 
@@ -124,12 +123,11 @@ impl Place {
             self.broker_key,
             self.fingerprint
         );
-        URL_SAFE_NO_PAD.encode(text)
+        cursor::encode(&text)
     }
 
     fn read(text: &str, order: FailureOrder) -> Result<Self> {
-        let parse = || {
-            let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        cursor::decode(text, |text| {
             let mut parts = text.split('.');
             let is_of_order = parts.next()? == order.letter();
             let place = Self {
@@ -142,8 +140,7 @@ impl Place {
                 fingerprint: parts.next()?.parse().ok()?,
             };
             (is_of_order && parts.next().is_none()).then_some(place)
-        };
-        parse().ok_or_else(|| Error::new(ErrorKind::Invalid, "read a cursor", "this is no cursor of such a list"))
+        })
     }
 }
 

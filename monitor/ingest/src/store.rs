@@ -1,0 +1,283 @@
+//! The store as the event path sees it: connected again and again, waited for while it is away.
+//!
+//! Every call ends with an answer, or with `None` when waiting was given up. A COMMIT of unknown outcome is resolved by the
+//! batch's id.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::HashMap;
+use kanchi_store::{BatchHead, Epoch, Error as StoreError, ErrorKind, StoreWriter, Stored};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::backoff::Backoff;
+use crate::commit::Error;
+use crate::live::{LoadedIds, MAX_LIVE};
+use crate::reducing::Reducing;
+use crate::settings::SettingsWatch;
+use crate::shared::Shared;
+
+/// Ids in one look-up; the store takes at most so many.
+const MAX_LOOKUP: usize = 10_000;
+
+/// An error that is neither the data's nor the connection's is tried so often before the batch is taken apart.
+const TRIES_BEFORE_BISECT: u32 = 8;
+
+/// How an attempt to store a batch ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It is durable.
+    Stored(Stored),
+    /// The store refused the data, for this reason.
+    Refused(String),
+    /// Waiting was given up.
+    GivenUp,
+}
+
+/// A connection that is made again.
+pub(crate) struct Store {
+    shared: Arc<Shared>,
+    settings: SettingsWatch,
+    give_up: CancellationToken,
+    /// Name of this process, for the epoch.
+    instance: String,
+    writer: Option<(StoreWriter, Epoch)>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Store")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Returns a store that is connected to with the first call.
+    pub(crate) const fn new(
+        shared: Arc<Shared>,
+        settings: SettingsWatch,
+        give_up: CancellationToken,
+        instance: String,
+    ) -> Self {
+        Self {
+            shared,
+            settings,
+            give_up,
+            instance,
+            writer: None,
+        }
+    }
+
+    /// Commits one batch, waiting out a store that is away.
+    pub(crate) async fn commit(&mut self, head: &BatchHead, reducing: &mut Reducing) -> Result<Outcome, Error> {
+        let mut backoff = store_backoff();
+        let mut odd = 0;
+        loop {
+            let Some(epoch) = self.connected().await? else {
+                return Ok(Outcome::GivenUp);
+            };
+            // After a reconnect within the same process the epoch is the same: nobody else took over.
+            if epoch != head.epoch {
+                return Err(Error::Fenced);
+            }
+            let Some((writer, _)) = self.writer.as_mut() else {
+                continue;
+            };
+            let error = match writer.commit_while(head, reducing.changes()).await {
+                Ok(stored) => {
+                    self.shared.store_works();
+                    return Ok(Outcome::Stored(stored));
+                }
+                Err(error) => error,
+            };
+            odd += u32::from(error.kind() == ErrorKind::Other);
+            if error.kind() == ErrorKind::Data || odd >= TRIES_BEFORE_BISECT {
+                self.shared.metrics.store_failed(error.kind());
+                return Ok(Outcome::Refused(crate::error_chain(&error)));
+            }
+            let unknown = error.is_outcome_unknown();
+            if !self.wait_out(error, &mut backoff).await? {
+                return Ok(Outcome::GivenUp);
+            }
+            if unknown {
+                match self.was_committed(head.id).await? {
+                    Some(true) => {
+                        self.shared.store_works();
+                        return Ok(Outcome::Stored(Stored::Before));
+                    }
+                    Some(false) => {}
+                    None => return Ok(Outcome::GivenUp),
+                }
+            }
+        }
+    }
+
+    async fn was_committed(&mut self, id: Uuid) -> Result<Option<bool>, Error> {
+        let mut backoff = store_backoff();
+        loop {
+            let Some(writer) = self.writer().await? else {
+                return Ok(None);
+            };
+            let error = match writer.was_committed(id).await {
+                Ok(known) => return Ok(Some(known)),
+                Err(error) => error,
+            };
+            if !self.wait_out(error, &mut backoff).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Returns the ids of the tasks that are live, or of more than fit.
+    pub(crate) async fn live_ids(&mut self) -> Result<Option<LoadedIds>, Error> {
+        let mut backoff = store_backoff();
+        loop {
+            let Some(writer) = self.writer().await? else {
+                return Ok(None);
+            };
+            let mut loaded = LoadedIds::default();
+            let error = match writer.live_ids(MAX_LIVE + 1, |id| loaded.push(id)).await {
+                Ok(()) => return Ok(Some(loaded)),
+                Err(error) => error,
+            };
+            if !self.wait_out(error, &mut backoff).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Returns the stored facts of those of these tasks that are live.
+    pub(crate) async fn load_facts(&mut self, ids: &[&str]) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
+        let mut loaded = HashMap::default();
+        for ids in ids.chunks(MAX_LOOKUP) {
+            let mut backoff = store_backoff();
+            loop {
+                let Some(writer) = self.writer().await? else {
+                    return Ok(None);
+                };
+                let error = match writer.load_facts(ids).await {
+                    Ok(facts) => {
+                        loaded.extend(facts);
+                        break;
+                    }
+                    Err(error) => error,
+                };
+                if !self.wait_out(error, &mut backoff).await? {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(loaded))
+    }
+
+    /// Returns the digests of the newest messages stored.
+    pub(crate) async fn recent_digests(&mut self) -> Result<Option<HashSet<u128>>, Error> {
+        let mut backoff = store_backoff();
+        loop {
+            let Some(writer) = self.writer().await? else {
+                return Ok(None);
+            };
+            let error = match writer.recent_digests().await {
+                Ok(digests) => return Ok(Some(digests)),
+                Err(error) => error,
+            };
+            if !self.wait_out(error, &mut backoff).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn writer(&mut self) -> Result<Option<&mut StoreWriter>, Error> {
+        self.connected().await?;
+        Ok(self.writer.as_mut().map(|(writer, _)| writer))
+    }
+
+    /// Returns the epoch of the present connection.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        self.writer.as_ref().map(|(_, epoch)| *epoch)
+    }
+
+    /// Returns the epoch once the store is connected; `None` when waiting was given up.
+    pub(crate) async fn connected(&mut self) -> Result<Option<Epoch>, Error> {
+        let mut backoff = store_backoff();
+        loop {
+            if let Some((writer, epoch)) = self.writer.as_mut() {
+                if self.settings.has_changed().unwrap_or(false) {
+                    let settings = self.settings.borrow_and_update();
+                    writer.reconfigure(&settings.store, settings.retention);
+                }
+                return Ok(Some(*epoch));
+            }
+            match self.connect().await {
+                Ok((writer, _)) if writer.broker_key() != self.settings.borrow().config.broker_key => {
+                    // Half of a changed Secret, or a mistake: nothing may be written under another broker's key.
+                    tracing::error!(
+                        store.broker_key = writer.broker_key(),
+                        config.broker_key = self.settings.borrow().config.broker_key,
+                        "the store's role belongs to another broker than the configuration"
+                    );
+                    if !self.pause(&mut backoff).await {
+                        return Ok(None);
+                    }
+                }
+                Ok(connected) => self.writer = Some(connected),
+                Err(error) => {
+                    if !self.wait_out(error, &mut backoff).await? {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<(StoreWriter, Epoch), StoreError> {
+        let settings = Arc::clone(&self.settings.borrow_and_update());
+        let mut writer = StoreWriter::connect(&settings.store, settings.retention).await?;
+        let epoch = writer.begin_epoch(&self.instance).await?;
+        self.shared.store_works();
+        tracing::info!(store.endpoint = %settings.store.endpoint(), store.epoch = epoch.0, "connected to the store");
+        Ok((writer, epoch))
+    }
+
+    /// Waits before the next try, or until the configuration changes; `false` when waiting was given up.
+    async fn wait_out(&mut self, error: StoreError, backoff: &mut Backoff) -> Result<bool, Error> {
+        if error.kind() == ErrorKind::StaleEpoch {
+            return Err(Error::Fenced);
+        }
+        self.shared.metrics.store_failed(error.kind());
+        self.shared.store_failing(error.kind());
+        // A database of a newer schema may be followed by a newer monitor; one of a wrong URL by a corrected one.
+        if backoff.failures().is_power_of_two() || backoff.failures() == 0 {
+            tracing::warn!(
+                reason = error.kind().as_str(),
+                error = %crate::error_chain(&error),
+                tries = backoff.failures() + 1,
+                "the store cannot be used; keeping the batch and trying again"
+            );
+        }
+        Ok(self.pause(backoff).await)
+    }
+
+    async fn pause(&mut self, backoff: &mut Backoff) -> bool {
+        let pause = backoff.pause();
+        tokio::select! {
+            () = self.give_up.cancelled() => false,
+            () = tokio::time::sleep(pause) => true,
+            changed = self.settings.changed() => {
+                if changed.is_ok() {
+                    self.settings.mark_changed();
+                    backoff.reset();
+                }
+                true
+            }
+        }
+    }
+}
+
+const fn store_backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
+}
