@@ -131,6 +131,16 @@ pub enum Scope {
     Namespace(String),
 }
 
+impl Scope {
+    /// Tells whether a namespace belongs to it.
+    pub fn covers(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespace(name) => name == namespace,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

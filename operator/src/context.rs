@@ -20,6 +20,7 @@ use crate::rollout::RolloutSlots;
 use crate::secret_index::SecretIndex;
 use crate::store_link::StoreLink;
 use crate::wake::WakeQueue;
+use crate::watched::Watched;
 
 /// A `CeleryBroker` that may be unreadable: one bad object must not stop the others.
 pub type Guarded = DeserializeGuard<CeleryBroker>;
@@ -70,6 +71,8 @@ pub struct Context {
     pub memory: Memory,
     /// From Secrets to brokers.
     pub secrets: SecretIndex,
+    /// Versions of children and pods.
+    pub watched: Watched,
     /// How many monitors restart at a time.
     pub rollouts: RolloutSlots,
     /// How many passes run at a time, over all scopes.
@@ -119,19 +122,19 @@ impl Scopes {
 
     /// Returns every cached object of a namespace.
     pub fn brokers_of(&self, namespace: &str) -> Vec<Arc<Guarded>> {
-        use kube::ResourceExt;
+        use kube::Resource as _;
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let in_scope = entries.iter().filter(|(scope, _, _)| covers(scope, namespace));
+        let in_scope = entries.iter().filter(|(scope, _, _)| scope.covers(namespace));
         in_scope
             .flat_map(|(_, store, _)| store.state())
-            .filter(|object| object.namespace().as_deref() == Some(namespace))
+            .filter(|object| object.meta().namespace.as_deref() == Some(namespace))
             .collect()
     }
 
     /// Tells whether a namespace is watched.
     pub fn cover(&self, namespace: &str) -> bool {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.iter().any(|(scope, _, _)| covers(scope, namespace))
+        entries.iter().any(|(scope, _, _)| scope.covers(namespace))
     }
 
     /// Tells whether every cache has been listed: what is in none of them is not there.
@@ -143,7 +146,7 @@ impl Scopes {
     /// Asks for an object to be looked at.
     pub fn wake(&self, namespace: &str, name: &str) {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        for (_, _, queue) in entries.iter().filter(|(scope, _, _)| covers(scope, namespace)) {
+        for (_, _, queue) in entries.iter().filter(|(scope, _, _)| scope.covers(namespace)) {
             queue.push(namespace, name);
         }
     }
@@ -156,12 +159,5 @@ impl Scopes {
     /// Returns how many caches have been listed.
     pub fn listed(&self) -> usize {
         self.listed.load(Ordering::Acquire)
-    }
-}
-
-fn covers(scope: &Scope, namespace: &str) -> bool {
-    match scope {
-        Scope::All => true,
-        Scope::Namespace(name) => name == namespace,
     }
 }

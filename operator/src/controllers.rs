@@ -75,14 +75,23 @@ pub async fn run_celery_brokers(context: Arc<Context>, scope: Scope, stop: Cance
             Config::default().concurrency(u16::try_from(context.permits.available_permits()).unwrap_or(u16::MAX)),
         )
         .watches_stream(secrets, move |secret| from_secret(&index, &secret))
-        .watches_stream(touched::<StatefulSet>(&context, &scope, children.clone()), from_child)
-        .watches_stream(touched::<Service>(&context, &scope, children.clone()), from_child)
+        .watches_stream(
+            touched::<StatefulSet>(&context, &scope, children.clone()),
+            from_child(&context),
+        )
+        .watches_stream(
+            touched::<Service>(&context, &scope, children.clone()),
+            from_child(&context),
+        )
         .watches_stream(
             touched::<PodDisruptionBudget>(&context, &scope, children.clone()),
-            from_child,
+            from_child(&context),
         )
-        .watches_stream(touched::<NetworkPolicy>(&context, &scope, children.clone()), from_child)
-        .watches_stream(touched::<Pod>(&context, &scope, children), from_child)
+        .watches_stream(
+            touched::<NetworkPolicy>(&context, &scope, children.clone()),
+            from_child(&context),
+        )
+        .watches_stream(touched::<Pod>(&context, &scope, children), from_child(&context))
         .reconcile_on(
             wake.stream()
                 .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)),
@@ -138,28 +147,53 @@ where
     }
 }
 
-/// Metadata of everything of a kind that comes, changes or goes.
+/// Metadata of everything of a kind that comes, changes or goes. Its version is noted before anybody is woken.
 fn touched<K>(
-    context: &Context,
+    context: &Arc<Context>,
     scope: &Scope,
     config: watcher::Config,
 ) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + Send + 'static
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Send + Sync + 'static,
 {
+    let (watching, scope_of) = (Arc::clone(context), scope.clone());
     watcher(api::<PartialObjectMeta<K>>(context, scope), config)
         .default_backoff()
+        .inspect_ok(move |event| watching.watched.note(&scope_of, event))
         .touched_objects()
 }
 
-/// From a changed child or pod to its CeleryBroker: the annotation names it, whatever became of the owner reference.
-fn from_child<K>(child: PartialObjectMeta<K>) -> Option<ObjectRef<Guarded>>
+/// From a changed child or pod to its CeleryBroker: the annotation names it, whatever became of the owner reference. What a
+/// pass did itself, or has seen already, wakes nobody.
+fn from_child<K>(context: &Arc<Context>) -> impl Fn(PartialObjectMeta<K>) -> Option<ObjectRef<Guarded>> + use<K>
 where
     K: Resource<DynamicType = ()>,
 {
-    let namespace = child.metadata.namespace?;
-    let name = child.metadata.annotations?.remove(annotation::BROKER)?;
-    Some(ObjectRef::new(&name).within(&namespace))
+    let context = Arc::clone(context);
+    move |child| {
+        if is_known(&context, &child) {
+            return None;
+        }
+        let namespace = child.metadata.namespace?;
+        let name = child.metadata.annotations?.remove(annotation::BROKER)?;
+        Some(ObjectRef::new(&name).within(&namespace))
+    }
+}
+
+/// Whether a child is there, and has the version that the last pass left it with.
+fn is_known<K>(context: &Context, child: &PartialObjectMeta<K>) -> bool
+where
+    K: Resource<DynamicType = ()>,
+{
+    let (metadata, kind) = (&child.metadata, K::kind(&()));
+    let (Some(namespace), Some(name)) = (metadata.namespace.as_deref(), metadata.name.as_deref()) else {
+        return false;
+    };
+    let Some(version) = context.watched.version(&kind, namespace, name) else {
+        return false;
+    };
+    let mut owners = metadata.owner_references.iter().flatten();
+    owners.any(|owner| context.memory.is_left(&owner.uid, &kind, &version))
 }
 
 /// From a changed Secret to the CeleryBrokers that use it, and to the one whose child it is.
@@ -174,7 +208,7 @@ fn from_secret(context: &Context, secret: &PartialObjectMeta<Secret>) -> Vec<Obj
         .labels
         .as_ref()
         .and_then(|labels| labels.get(names::MANAGED_BY));
-    if managed.is_some_and(|by| by == names::OPERATOR) {
+    if managed.is_some_and(|by| by == names::OPERATOR) && !is_known(context, secret) {
         brokers.extend(
             secret
                 .metadata

@@ -22,3 +22,4 @@ pub mod secret_index;
 pub mod secret_text;
 pub mod store_link;
 pub mod wake;
+pub mod watched;

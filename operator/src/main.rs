@@ -10,7 +10,8 @@ use kanchi_operator::run;
 /// The conventional code of a usage error: tells a wrong setting from a fault.
 const USAGE: u8 = 64;
 
-#[tokio::main]
+// All passes run in one task: a thread for each processor of a large node would only take memory.
+#[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
     let args = Args::parse();
     let log = match kanchi_runtime::telemetry::init(args.log_format.into(), &args.log_level) {

@@ -7,11 +7,36 @@ use std::time::Instant;
 use kanchi_store::BrokerKey;
 
 use crate::controllers::celery_broker::grant::Grant;
+use crate::controllers::celery_broker::observe::Observation;
 use crate::controllers::celery_broker::status::WorldView;
 use crate::store_link::Farewell;
 
 /// A child and what it was when it was last applied: the hash of what was wanted and the hash of what came back.
 pub type Fingerprints = HashMap<&'static str, (String, String)>;
+
+/// A child as the last pass left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Hash of what was wanted.
+    pub wanted: String,
+    /// Version that the API server gave it.
+    pub version: String,
+    /// When it was read or written.
+    pub at: Instant,
+}
+
+/// A monitor that was found as it should be: nothing but a change of what it was found from gives another finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The finding.
+    pub observation: Observation,
+    /// Version of the StatefulSet.
+    pub stateful_set: Option<String>,
+    /// Version of the pod, if there is one.
+    pub pod: Option<String>,
+    /// Hash of the Secret that the pod was told of.
+    pub config_hash: String,
+}
 
 /// Of one object, by uid.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +53,10 @@ pub struct Remembered {
     pub regranted: Option<Instant>,
     /// Children as they were when last applied.
     pub fingerprints: Fingerprints,
+    /// Children that were found or made as wanted, by kind.
+    pub left: HashMap<&'static str, Left>,
+    /// The monitor, once it is rolled out.
+    pub found: Option<Found>,
     /// Which broker with which Celery settings this object stands for, once its URL was read, and at which generation.
     pub watches: Option<String>,
     /// Key in the store.
@@ -61,6 +90,13 @@ impl Memory {
             return change(remembered);
         }
         change(objects.entry(uid.to_owned()).or_default())
+    }
+
+    /// Tells whether a child of an object has the version that the last pass left it with.
+    pub fn is_left(&self, uid: &str, kind: &str, version: &str) -> bool {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = objects.get(uid).and_then(|remembered| remembered.left.get(kind));
+        left.is_some_and(|left| left.version == version)
     }
 
     /// Forgets an object; returns what was remembered.

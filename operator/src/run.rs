@@ -32,6 +32,7 @@ use crate::passes::Passes;
 use crate::rollout::RolloutSlots;
 use crate::secret_index::SecretIndex;
 use crate::store_link::{StoreLink, StoreSource};
+use crate::watched::Watched;
 
 /// Passes under way get so long to end: less than the pod's grace period.
 const DRAIN: Duration = Duration::from_secs(45);
@@ -200,6 +201,7 @@ fn context(
         metrics,
         memory: Memory::default(),
         secrets: SecretIndex::default(),
+        watched: Watched::default(),
         rollouts: RolloutSlots::new(usize::from(args.max_rollouts)),
         permits: Semaphore::new(usize::from(args.concurrency)),
         passes: Passes::default(),

@@ -6,7 +6,7 @@
 //! | [`validate`] | no | parses, checks, refuses duplicates |
 //! | [`grant`] | the store's | the broker's key, role and password |
 //! | [`build`] | no | the children as they should be |
-//! | [`apply`] | yes | sends what differs, in order |
+//! | [`apply`] | yes | sends what differs, in order; does not even read what is as it was [`left`] |
 //! | [`observe`], [`status`] | no, then yes | what became of it; conditions |
 //!
 //! A failed step does not keep the status from being written: the facts found so far are said, and what was not looked
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
-use kanchi_crds::{CeleryBroker, CeleryBrokerStatus, ReclaimPolicy};
+use kanchi_crds::{CeleryBroker, CeleryBrokerStatus, ConditionType, ReclaimPolicy};
 use kanchi_store::BrokerKey;
 use kube::Resource;
 use kube::runtime::controller::Action;
@@ -38,6 +38,7 @@ pub mod delete;
 pub mod dereference;
 pub mod finalizer;
 pub mod grant;
+pub mod left;
 pub mod live;
 pub mod neighbours;
 pub mod observe;
@@ -54,7 +55,7 @@ const PASS_LIMIT: Duration = Duration::from_secs(90);
 /// A pass that runs this long is stuck: its own limit did not end it.
 pub const STUCK: Duration = Duration::from_secs(150);
 
-/// A monitor that is on the way is looked at again after this long, should no watch tell.
+/// A monitor that is on the way is looked at again after this long at first, should no watch tell.
 const PROGRESS: Duration = Duration::from_secs(15);
 
 /// A monitor that waits for its turn asks again after this long.
@@ -302,9 +303,19 @@ async fn pass(context: &Context, namespace: &str, name: &str) -> Result<Action, 
     let next = outcome?;
     Ok(Action::requeue(match next {
         Next::Settled => backoff::jittered(context.settings.resync),
-        Next::Progress => backoff::jittered(PROGRESS.min(context.settings.resync)),
+        Next::Progress => backoff::jittered(progress(&live.status, Timestamp::now()).min(context.settings.resync)),
         Next::Turn => backoff::jittered(TURN),
     }))
+}
+
+/// Watches tell of everything but the passing of time, which matters less and less: what has not come up for long is looked
+/// at ever more seldom.
+fn progress(status: &CeleryBrokerStatus, now: Timestamp) -> Duration {
+    let waiting = status
+        .condition(ConditionType::MonitorAvailable)
+        .filter(|condition| condition.status != "True")
+        .map(|condition| now.duration_since(condition.last_transition_time.0).unsigned_abs());
+    PROGRESS.max(waiting.unwrap_or_default() / 2)
 }
 
 /// When a pass that went well is followed by the next.
@@ -382,5 +393,32 @@ async fn write_status(context: &Context, live: &Live, status: &CeleryBrokerStatu
         // Gone, or another of this name, meanwhile.
         Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
         other => other.map_err(Error::Status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_come_up_is_looked_at_ever_more_seldom() {
+        let since: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let available = |status: &str| {
+            serde_json::from_value::<CeleryBrokerStatus>(json!({ "conditions": [{
+                "type": "MonitorAvailable", "status": status, "reason": "Unschedulable", "message": "0/3 nodes",
+                "lastTransitionTime": since.to_string()
+            }] }))
+            .unwrap()
+        };
+        let after = |status: &str, seconds: u64| progress(&available(status), since + Duration::from_secs(seconds));
+        assert_eq!(after("False", 0), PROGRESS);
+        assert_eq!(
+            after("False", 29),
+            PROGRESS,
+            "a pod that was refused is noticed soon after its 30 s"
+        );
+        assert_eq!(after("False", 120), Duration::from_mins(1));
+        assert_eq!(after("True", 120), PROGRESS, "the last pass still found it running");
+        assert_eq!(progress(&CeleryBrokerStatus::default(), since), PROGRESS);
     }
 }

@@ -1,5 +1,6 @@
 //! Children come, come back, and stay as they should be; an idle operator writes nothing.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -217,6 +218,14 @@ async fn an_idle_operator_writes_nothing_but_its_lease() {
     let others: Vec<_> = writes.iter().filter(|write| write.resource != "leases").collect();
     assert!(others.is_empty(), "{others:#?}");
     assert!(!writes.is_empty(), "the lease is renewed");
+    // A pass reads the CeleryBroker; what the watches say has not changed is not read again.
+    let calls = world.cluster.calls(&operator.user, &quiet_from);
+    let reads: BTreeSet<_> = calls
+        .iter()
+        .filter(|call| call.verb == "get" && call.resource != "leases")
+        .map(|call| call.resource.as_str())
+        .collect();
+    assert_eq!(reads, BTreeSet::from(["celerybrokers"]));
     operator.stop().await.unwrap();
 }
 

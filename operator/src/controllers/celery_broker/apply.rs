@@ -1,7 +1,8 @@
 //! Step 4: sends what differs, in order, and nothing else.
 //!
-//! Each child is read first: an apply that would change nothing is not sent, so that an idle cluster sees no write. What
-//! is mounted goes before what mounts it. A child that is somebody else's is never taken over.
+//! Each child is read first: an apply that would change nothing is not sent, so that an idle cluster sees no write. Nor is
+//! one read that has, as the watches tell, the version that an earlier pass left it with. What is mounted goes before what
+//! mounts it. A child that is somebody else's is never taken over.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::build::{Applied, Children, Prepared};
+use super::left::{self, OwnSecret};
+use super::observe::Observation;
 use super::validate::Validated;
 use crate::api::{self, call};
 use crate::context::Context;
@@ -79,11 +82,13 @@ pub struct Deeds {
     pub recreated: bool,
 }
 
-/// Applies all children in order.
+/// Applies all children in order; the StatefulSet only when [`left::found`] did not answer for it.
 pub async fn apply(
     context: &Context,
     validated: &Validated,
     children: Children<Prepared>,
+    own_secret: OwnSecret,
+    found: Option<&Observation>,
 ) -> Result<(Children<Applied>, Deeds)> {
     let hand = Hand { context, validated };
     let mut deeds = Deeds::default();
@@ -99,12 +104,17 @@ pub async fn apply(
         waits_for_turn,
         state: _,
     } = &mut applied;
-    *secret = hand.settle("Secret", secret).await?;
+    *secret = match own_secret {
+        OwnSecret::AsLeft(_) => hand.settle("Secret", secret).await?,
+        OwnSecret::Read(live) => hand.settle_from("Secret", secret, live.map(|live| *live)).await?,
+    };
     *service = hand.settle("Service", service).await?;
     *network_policy = hand.settle("NetworkPolicy", network_policy).await?;
     *disruption_budget = hand.settle("PodDisruptionBudget", disruption_budget).await?;
     // Last: what it mounts must exist.
-    (*stateful_set, *waits_for_turn) = Box::pin(hand.settle_stateful_set(stateful_set, &mut deeds)).await?;
+    if found.is_none() {
+        (*stateful_set, *waits_for_turn) = Box::pin(hand.settle_stateful_set(stateful_set, &mut deeds)).await?;
+    }
     Ok((applied, deeds))
 }
 
@@ -139,17 +149,17 @@ pub async fn pod(context: &Context, namespace: &str, child: &str) -> Result<Opti
     get(&api, &names::pod(child)).await
 }
 
-/// Makes the kubelet sync the mounted Secret now instead of within a minute or two.
-pub async fn sync_pod(context: &Context, pod: Option<&Pod>, config_hash: &str) -> Result<()> {
+/// Makes the kubelet sync the mounted Secret now instead of within a minute or two. Returns the pod's version after that.
+pub async fn sync_pod(context: &Context, pod: Option<&Pod>, config_hash: &str) -> Result<Option<String>> {
     let Some(pod) = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
-        return Ok(());
+        return Ok(None);
     };
     if pod
         .annotations()
         .get(annotation::CONFIG)
         .is_some_and(|hash| hash == config_hash)
     {
-        return Ok(());
+        return Ok(pod.resource_version());
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
     // A merge patch, since an apply would create the pod that was deleted a moment ago.
@@ -166,8 +176,10 @@ pub async fn sync_pod(context: &Context, pod: Option<&Pod>, config_hash: &str) -
     .await
     {
         // Deleted, or replaced by another, meanwhile: the next one mounts the new Secret.
-        Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => Ok(()),
-        other => other.map(drop).map_err(|source| Error::Api { source }),
+        Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => Ok(None),
+        other => other
+            .map(|pod| pod.resource_version())
+            .map_err(|source| Error::Api { source }),
     }
 }
 
@@ -185,11 +197,15 @@ impl Hand<'_> {
         Api::namespaced(self.context.client.clone(), &self.validated.identity.namespace)
     }
 
-    /// Brings one child to where it should be.
+    /// Brings one child to where it should be. One that is as an earlier pass left it is not read: then what is wanted is
+    /// returned.
     async fn settle<K>(&self, kind: &'static str, desired: &K) -> Result<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Child,
     {
+        if left::is_left(self.context, self.validated, kind, desired) {
+            return Ok(desired.clone());
+        }
         let live = get(&self.api::<K>(), &desired.name_any()).await?;
         self.settle_from(kind, desired, live).await
     }
@@ -204,6 +220,7 @@ impl Hand<'_> {
             self.refuse_foreign(kind, live.meta())?;
             let found = to_json(kind, &live)?;
             if covers(&found, &wanted) || self.is_as_we_left_it(kind, &wanted, &found)? {
+                left::leave(self.context, self.validated, kind, desired, &live);
                 return Ok(live);
             }
         }
@@ -220,6 +237,7 @@ impl Hand<'_> {
             "applied {kind} of {}", self.validated.identity.id()
         );
         self.remember(kind, &wanted, &to_json(kind, &applied)?)?;
+        left::leave(self.context, self.validated, kind, desired, &applied);
         Ok(applied)
     }
 
@@ -443,86 +461,4 @@ impl Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_others_added_is_left_alone_and_what_they_changed_is_seen() {
-        let wanted =
-            json!({ "spec": { "ports": [{ "name": "admin", "port": 8080 }] }, "metadata": { "labels": { "a": "1" } } });
-        let defaulted = json!({
-            "spec": { "ports": [{ "name": "admin", "port": 8080, "protocol": "TCP" }], "type": "ClusterIP" },
-            "metadata": { "labels": { "a": "1", "theirs": "x" }, "resourceVersion": "7" }
-        });
-        assert!(covers(&defaulted, &wanted));
-        let mut edited = defaulted.clone();
-        edited["spec"]["ports"][0]["port"] = 1.into();
-        assert!(!covers(&edited, &wanted));
-        let mut extended = defaulted.clone();
-        extended["spec"]["ports"]
-            .as_array_mut()
-            .unwrap()
-            .push(json!({ "port": 1 }));
-        assert!(!covers(&extended, &wanted));
-        let mut removed = defaulted;
-        removed["metadata"]["labels"].as_object_mut().unwrap().remove("a");
-        assert!(!covers(&removed, &wanted));
-    }
-
-    #[test]
-    fn fingerprints_ignore_status_and_versions_and_nothing_else() {
-        let wanted = json!({});
-        let one = json!({ "metadata": { "name": "x", "resourceVersion": "1", "generation": 1 }, "status": { "a": 1 } });
-        let two = json!({ "metadata": { "name": "x", "resourceVersion": "2", "generation": 2 }, "status": { "a": 2 } });
-        let other = json!({ "metadata": { "name": "x" }, "spec": {} });
-        assert_eq!(
-            fingerprints("k", &wanted, &one).unwrap(),
-            fingerprints("k", &wanted, &two).unwrap()
-        );
-        assert_ne!(
-            fingerprints("k", &wanted, &one).unwrap(),
-            fingerprints("k", &wanted, &other).unwrap()
-        );
-    }
-
-    #[test]
-    fn objects_of_others_are_never_taken_over() {
-        let meta = |value: Value| serde_json::from_value::<ObjectMeta>(value).unwrap();
-        let owner = |kind: &str, name: &str, uid: &str| json!([{ "apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": true }]);
-        let whose = |value: Value| ownership(&meta(value), "uid", "orders");
-        assert_eq!(whose(json!({})), Ownership::Foreign);
-        assert_eq!(
-            whose(json!({ "ownerReferences": owner("CeleryBroker", "orders", "uid") })),
-            Ownership::Ours
-        );
-        assert_eq!(
-            whose(json!({ "ownerReferences": owner("CeleryBroker", "orders", "old") })),
-            Ownership::EarlierLife
-        );
-        assert_eq!(
-            whose(json!({ "ownerReferences": owner("Deployment", "orders", "x") })),
-            Ownership::Foreign
-        );
-        let abandoned = json!({
-            "labels": { "app.kubernetes.io/managed-by": "kanchi-operator" },
-            "annotations": { "kanchi.io/broker": "orders" }
-        });
-        assert_eq!(whose(abandoned.clone()), Ownership::Abandoned);
-        assert_eq!(ownership(&meta(abandoned), "uid", "mails"), Ownership::Foreign);
-    }
-
-    #[test]
-    fn only_a_new_template_of_a_running_monitor_restarts_it() {
-        let set = |replicas: i32, hash: &str| {
-            serde_json::from_value::<StatefulSet>(json!({
-                "metadata": { "annotations": { "kanchi.io/template-hash": hash } },
-                "spec": { "replicas": replicas, "selector": {}, "serviceName": "s", "template": {} }
-            }))
-            .unwrap()
-        };
-        assert!(restarts(&set(1, "a"), &set(1, "b")));
-        assert!(!restarts(&set(1, "a"), &set(1, "a")));
-        assert!(!restarts(&set(0, "a"), &set(1, "b")));
-        assert!(!restarts(&set(1, "a"), &set(0, "b")));
-    }
-}
+mod tests;

@@ -1,21 +1,22 @@
 //! The steps in their order, and what each outcome means for the conditions.
 
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kanchi_contract::file;
 use kanchi_crds::{CeleryBroker, Reason};
-use kube::Api;
+use kube::ResourceExt;
 
+use super::build::{Applied, Children};
 use super::dereference::{self, Dereferenced};
 use super::grant::{Existing, grant};
+use super::left::{self, OwnSecret};
 use super::live::Live;
 use super::observe::{Observation, observe};
 use super::status::{Facts, Status, Verdict};
 use super::validate::{self, Claim, Validated};
 use super::{Error, Next, apply, build, neighbours};
-use crate::api::call;
 use crate::context::Context;
 use crate::events::Fact;
+use crate::memory::Found;
 use crate::secret_text::SecretText;
 
 /// Runs all steps; `facts` holds what was found, also when a step fails.
@@ -29,16 +30,17 @@ pub(super) async fn run(
     if facts.paused {
         return Ok(Next::Settled);
     }
-    let namespace = &validated.identity.namespace;
     let namespace_uid = namespace_uid(context, &validated).await?;
-    let existing = existing(context, &validated, live).await?;
+    let own_secret = left::own_secret(context, &validated).await.map_err(Error::Read)?;
+    let existing = existing(live, &own_secret);
     let grant = grant(context, &validated, &namespace_uid, existing.as_ref())
         .await
         .map_err(Error::Grant)?;
     facts.role = grant.mode;
     facts.key = Some(grant.key.0);
     let prepared = build::build(broker, &validated, &grant, &context.settings).map_err(Error::Build)?;
-    let (applied, deeds) = Box::pin(apply::apply(context, &validated, prepared))
+    let found = left::found(context, &validated, &prepared);
+    let (applied, deeds) = Box::pin(apply::apply(context, &validated, prepared, own_secret, found.as_ref()))
         .await
         .map_err(Error::Apply)?;
     if deeds.recreated {
@@ -48,21 +50,37 @@ pub(super) async fn run(
             .tell(&live.reference(), Fact::StatefulSetRecreated, note)
             .await;
     }
-    let pod = apply::pod(context, namespace, &validated.child)
-        .await
-        .map_err(Error::Apply)?;
-    apply::sync_pod(context, pod.as_ref(), &applied.config_hash)
-        .await
-        .map_err(Error::Apply)?;
-    let seen = observe(
-        Some(&applied.stateful_set),
-        pod.as_ref(),
-        applied.waits_for_turn,
-        Timestamp::now(),
-    );
+    let seen = match found {
+        Some(found) => found,
+        None => look_closely(context, &validated, &applied)
+            .await
+            .map_err(Error::Apply)?,
+    };
     let next = turn(context, &validated.uid, &seen, applied.waits_for_turn);
     facts.observation = Some(seen);
     Ok(next)
+}
+
+/// Reads the pod, tells it of its configuration, and judges it with its StatefulSet.
+async fn look_closely(
+    context: &Context,
+    validated: &Validated,
+    applied: &Children<Applied>,
+) -> apply::Result<Observation> {
+    let pod = apply::pod(context, &validated.identity.namespace, &validated.child).await?;
+    let version = apply::sync_pod(context, pod.as_ref(), &applied.config_hash).await?;
+    let waits = applied.waits_for_turn;
+    let seen = observe(Some(&applied.stateful_set), pod.as_ref(), waits, Timestamp::now());
+    // Anything else changes by itself, with time or with other monitors' rollouts.
+    let lasts = matches!(seen.verdict.reason, Reason::RolledOut | Reason::ScaledToZero);
+    let found = lasts.then(|| Found {
+        observation: seen.clone(),
+        stateful_set: applied.stateful_set.resource_version(),
+        pod: version,
+        config_hash: applied.config_hash.clone(),
+    });
+    left::remember(context, &validated.uid, found);
+    Ok(seen)
 }
 
 /// Steps 1 and 2: what the spec says and refers to, and whether it may be followed.
@@ -141,23 +159,25 @@ async fn namespace_uid(context: &Context, validated: &Validated) -> Result<Strin
     Ok(uid)
 }
 
-/// Reads what the operator-owned Secret holds of an earlier grant.
-async fn existing(context: &Context, validated: &Validated, live: &Live) -> Result<Option<Existing>, Error> {
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &validated.identity.namespace);
-    let secret = call("read the monitor's Secret", api.get_opt(&validated.child)).await;
-    let data = secret
-        .map_err(Error::Read)?
-        .and_then(|secret| secret.data)
-        .unwrap_or_default();
-    let text = |key: &str| data.get(key).map(|value| SecretText::new(value.0.clone()));
-    let Some(url) = text(file::STORE_URL) else {
-        return Ok(None);
+/// Returns what the operator-owned Secret holds of an earlier grant.
+fn existing(live: &Live, own_secret: &OwnSecret) -> Option<Existing> {
+    let key = live.status.store_key;
+    let secret = match own_secret {
+        OwnSecret::AsLeft(grant) => {
+            let (url, ca) = (grant.url.clone(), grant.ca.clone());
+            return Some(Existing { url, ca, key });
+        }
+        OwnSecret::Read(secret) => secret.as_ref()?,
     };
-    Ok(Some(Existing {
-        url,
+    let text = |key: &str| {
+        let value = secret.data.as_ref()?.get(key)?;
+        Some(SecretText::new(value.0.clone()))
+    };
+    Some(Existing {
+        url: text(file::STORE_URL)?,
         ca: text(file::STORE_CA),
-        key: live.status.store_key,
-    }))
+        key,
+    })
 }
 
 /// Keeps the books of the rollout slots, and says when to look again.

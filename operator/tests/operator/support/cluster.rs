@@ -50,9 +50,9 @@ impl Drop for Process {
     }
 }
 
-/// A write that the audit log has seen.
+/// A call that the audit log has seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Write {
+pub(crate) struct Call {
     pub(crate) user: String,
     pub(crate) verb: String,
     pub(crate) resource: String,
@@ -258,9 +258,18 @@ impl Cluster {
     }
 
     /// Returns the writes of a user since a time in RFC 3339.
-    pub(crate) fn writes(&self, user: &str, since: &str) -> Vec<Write> {
+    pub(crate) fn writes(&self, user: &str, since: &str) -> Vec<Call> {
+        let mut calls = self.calls(user, since);
+        let writes = |verb: &str| matches!(verb, "create" | "update" | "patch" | "delete");
+        // A question that is asked by a POST.
+        calls.retain(|call| writes(&call.verb) && call.resource != "selfsubjectaccessreviews");
+        calls
+    }
+
+    /// Returns the calls of a user since a time in RFC 3339.
+    pub(crate) fn calls(&self, user: &str, since: &str) -> Vec<Call> {
         let log = File::open(self.audit_path()).expect("an audit log");
-        let mut writes = Vec::new();
+        let mut calls = Vec::new();
         for line in BufReader::new(log).lines() {
             let Ok(event) = serde_json::from_str::<serde_json::Value>(&line.unwrap()) else {
                 continue;
@@ -272,12 +281,7 @@ impl Cluster {
                     .unwrap_or_default()
                     .to_owned()
             };
-            let verb = text("/verb");
-            if text("/user/username") != user || !matches!(verb.as_str(), "create" | "update" | "patch" | "delete") {
-                continue;
-            }
-            // A question that is asked by a POST.
-            if text("/objectRef/resource") == "selfsubjectaccessreviews" {
+            if text("/user/username") != user {
                 continue;
             }
             let at = text("/requestReceivedTimestamp");
@@ -288,9 +292,9 @@ impl Cluster {
                 sub if sub.is_empty() => text("/objectRef/resource"),
                 sub => format!("{}/{sub}", text("/objectRef/resource")),
             };
-            writes.push(Write {
+            calls.push(Call {
                 user: user.to_owned(),
-                verb,
+                verb: text("/verb"),
                 resource,
                 namespace: text("/objectRef/namespace"),
                 name: text("/objectRef/name"),
@@ -301,7 +305,7 @@ impl Cluster {
                 at,
             });
         }
-        writes
+        calls
     }
 
     /// Returns the whole audit log, to search it.
