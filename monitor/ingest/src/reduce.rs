@@ -13,6 +13,9 @@ use crate::gather::TaskNews;
 use crate::live::LiveIds;
 use crate::statistics::{Counted, Labels, Tally};
 
+/// One byte in so many is for tasks that have ended.
+const ENDED_SHARE: usize = 5;
+
 /// What is kept of a task between batches.
 #[derive(Clone, Debug)]
 pub struct Known {
@@ -21,6 +24,8 @@ pub struct Known {
     counted: Counted,
     /// The live table may hold a row of it.
     maybe_stored: bool,
+    /// Hardly anything more will come.
+    has_ended: bool,
 }
 
 impl Weigh for Known {
@@ -40,7 +45,9 @@ pub struct Reduced {
 /// Keeps the facts of recent tasks, and makes batches.
 #[derive(Debug)]
 pub struct Reducer {
-    cache: Cache<Known>,
+    running: Cache<Known>,
+    /// Apart from the others, which they would push out: of each task one more look-up is certain only while it runs.
+    ended: Cache<Known>,
     /// Where facts are encoded before their size is known.
     scratch: Vec<u8>,
     /// The new steps of one task.
@@ -54,7 +61,8 @@ impl Reducer {
     /// Returns a reducer that keeps at most `budget` bytes of facts.
     pub fn new(budget: usize) -> Self {
         Self {
-            cache: Cache::new(budget),
+            running: Cache::new(budget - budget / ENDED_SHARE),
+            ended: Cache::new(budget / ENDED_SHARE),
             scratch: Vec::new(),
             steps: Vec::new(),
             labels: Labels::default(),
@@ -71,8 +79,8 @@ impl Reducer {
     /// Returns those of these tasks whose facts must be looked up first.
     pub fn missing<'a>(&self, tasks: &'a [TaskNews]) -> Vec<&'a str> {
         let ids = tasks.iter().map(|task| &*task.id);
-        ids.filter(|id| !self.cache.contains(id) && self.live.may_hold(id))
-            .collect()
+        let is_known = |id: &str| self.running.contains(id) || self.ended.contains(id);
+        ids.filter(|id| !is_known(id) && self.live.may_hold(id)).collect()
     }
 
     /// Merges news with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
@@ -82,8 +90,9 @@ impl Reducer {
         let mut touched = Vec::with_capacity(news.len());
         for TaskNews { id, facts, arrived } in news {
             let known = self
-                .cache
+                .running
                 .take(&id)
+                .or_else(|| self.ended.take(&id))
                 .unwrap_or_else(|| Known::load(&id, loaded.remove(&*id), &mut self.labels));
             let (known, task) = self.absorb(&id, known, facts, arrived, &mut tally, &mut failures);
             tasks.extend(task);
@@ -127,6 +136,7 @@ impl Reducer {
             failures.change(id, before.as_ref(), &row, arrived);
         }
         known.counted = counted;
+        known.has_ended = row.is_final();
         self.scratch.clear();
         facts.encode_into(&mut self.scratch);
         known.facts = Arc::from(self.scratch.as_slice());
@@ -144,13 +154,22 @@ impl Reducer {
     /// are looked up again.
     pub fn committed(&mut self, reduced: Reduced) {
         for (id, known) in reduced.touched {
-            self.cache.put(id, known);
+            let cache = if known.has_ended {
+                &mut self.ended
+            } else {
+                &mut self.running
+            };
+            cache.put(id, known);
         }
     }
 
     /// Returns bytes and number of the tasks kept.
     pub fn size(&self) -> (usize, usize) {
-        (self.cache.bytes(), self.cache.len())
+        let caches = [&self.running, &self.ended];
+        (
+            caches.iter().map(|cache| cache.bytes()).sum(),
+            caches.iter().map(|cache| cache.len()).sum(),
+        )
     }
 }
 
@@ -160,9 +179,12 @@ impl Known {
             maybe_stored: stored.is_some(),
             facts: stored.unwrap_or_default().into(),
             counted: Counted::default(),
+            has_ended: false,
         };
         if known.maybe_stored {
-            known.counted = labels.counted(&known.decode(id).project());
+            let row = known.decode(id).project();
+            known.counted = labels.counted(&row);
+            known.has_ended = row.is_final();
         }
         known
     }
