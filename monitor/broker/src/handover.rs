@@ -54,6 +54,17 @@ impl Handover {
         self.filled.notify_one();
     }
 
+    /// Appends news of completeness, in the place of the last if nothing came since: they do not pile up.
+    pub(crate) fn complete(&self, until: UnixMicros) {
+        let mut items = lock(&self.items);
+        match items.queue.back_mut() {
+            Some(StreamItem::Complete(last)) => *last = until,
+            _ => items.queue.push_back(StreamItem::Complete(until)),
+        }
+        drop(items);
+        self.filled.notify_one();
+    }
+
     /// Appends items up to a bound; what does not fit is dropped and told as one gap in front of the next that fits.
     pub(crate) fn push_bounded(&self, new: impl IntoIterator<Item = StreamItem>, budget: usize) {
         let mut items = lock(&self.items);
@@ -134,7 +145,7 @@ fn size(item: &StreamItem) -> usize {
     match item {
         // A delivery costs more than its bytes; empty messages must not come for free.
         StreamItem::Delivery(delivery) => delivery.body.len() + size_of::<Delivery>(),
-        StreamItem::Gap(_) | StreamItem::Connection(_) => 0,
+        StreamItem::Gap(_) | StreamItem::Connection(_) | StreamItem::Complete(_) => 0,
     }
 }
 

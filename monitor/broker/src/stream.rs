@@ -61,6 +61,8 @@ pub enum StreamItem {
     Gap(Gap),
     /// The connection changed.
     Connection(ConnectionReport),
+    /// All that was published until then came before this, or is told as a gap. RabbitMQ only: Redis keeps nothing back.
+    Complete(UnixMicros),
 }
 
 /// Bounds and times of a stream.
@@ -272,6 +274,12 @@ impl StreamTask {
             at,
         };
         self.handover.push([StreamItem::Connection(report)]);
+    }
+
+    /// Tells that all came that was published until then.
+    pub(crate) fn complete(&mut self, until: UnixMicros) {
+        self.complete_until = Some(until);
+        self.handover.complete(until);
     }
 
     /// Tells of a gap that has ended.

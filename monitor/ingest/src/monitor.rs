@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kanchi_broker::{Control, EventStream, EventStreamOptions, QueueSampler};
 use kanchi_contract::Transport;
-use kanchi_domain::Limits;
+use kanchi_domain::{Limits, UnixMicros};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -113,6 +113,10 @@ impl Monitor {
             previous = report::previous(&settings, ASK_STORE) => previous,
         };
         let asked = store.is_some();
+        if transport == Transport::Amqp {
+            self.shared
+                .received_all_until(previous.complete_until.unwrap_or(UnixMicros(0)));
+        }
         let options = EventStreamOptions {
             budget_bytes: match transport {
                 Transport::Amqp => self.limits.unacknowledged_bytes,

@@ -50,6 +50,8 @@ pub struct Shared {
     /// Arrival of the newest message read, and of the newest that is stored.
     newest_arrived: AtomicI64,
     newest_stored: AtomicI64,
+    /// RabbitMQ: all that was published until then has been read; 0: not known. Redis, which holds nothing back: `i64::MAX`.
+    received_until: AtomicI64,
     /// Messages of our own that are stored.
     own_stored: AtomicU64,
     store_failure: Mutex<Option<(Instant, ErrorKind)>>,
@@ -93,6 +95,7 @@ impl Shared {
             started: Instant::now(),
             newest_arrived: AtomicI64::new(0),
             newest_stored: AtomicI64::new(0),
+            received_until: AtomicI64::new(i64::MAX),
             own_stored: AtomicU64::new(0),
             store_failure: Mutex::default(),
             heartbeat_due: Notify::new(),
@@ -198,22 +201,34 @@ impl Shared {
         self.newest_stored.fetch_max(at.0, Ordering::Relaxed);
     }
 
-    /// Until when all that was published is stored, as far as this process knows: now while nothing waits, else the
-    /// arrival of the newest message stored. `spooled`: messages wait that an earlier process may have read.
+    /// The broker holds messages back until they are acknowledged: what was published until then has been read.
+    pub fn received_all_until(&self, at: UnixMicros) {
+        self.received_until.store(at.0, Ordering::Relaxed);
+    }
+
+    /// Until when all that was published is stored, as far as this process knows: while nothing waits here until all was
+    /// read, else until the arrival of the newest message stored. `spooled`: messages wait that an earlier process may
+    /// have read.
     pub fn complete_until(&self, spooled: bool) -> Option<UnixMicros> {
         if !self.is_connected() {
             return None;
         }
         // Asked first: what arrives from here on is later than that.
-        let now = self.now();
+        let read = self.read_until(self.now());
         let (stored, waiting) = self.newest_stored(spooled);
-        if waiting { stored } else { Some(now) }
+        let read = read.filter(|_| !waiting || stored.is_some());
+        read.map(|read| stored.filter(|_| waiting).map_or(read, |stored| read.min(stored)))
     }
 
     /// The same for a process that has stopped reading: the newest arrival, if all that arrived is stored.
     pub fn complete_at_end(&self, spooled: bool) -> Option<UnixMicros> {
         let (stored, waiting) = self.newest_stored(spooled);
-        stored.filter(|_| !waiting)
+        self.read_until(stored.filter(|_| !waiting)?)
+    }
+
+    fn read_until(&self, at: UnixMicros) -> Option<UnixMicros> {
+        let received = self.received_until.load(Ordering::Relaxed);
+        Some(at.min(UnixMicros(received))).filter(|until| until.0 > 0)
     }
 
     /// Arrival of the newest message stored, and whether others wait.

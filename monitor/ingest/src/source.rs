@@ -173,6 +173,7 @@ impl Pump {
             }
             StreamItem::Gap(gap) => self.shared.gap(&gap),
             StreamItem::Connection(report) => self.shared.connection(report),
+            StreamItem::Complete(until) => self.shared.received_all_until(until),
         }
         None
     }

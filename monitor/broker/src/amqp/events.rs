@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, pending};
 use futures::{FutureExt, StreamExt};
 use kanchi_contract::Transport;
+use kanchi_domain::UnixMicros;
 use lapin::message::Delivery as AmqpDelivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -29,6 +30,9 @@ use crate::time::now;
 
 /// How often overflow is looked for.
 const UPKEEP: Duration = Duration::from_secs(15);
+
+/// How often the broker is asked whether messages wait, until none does.
+const CATCH_UP_CHECK: Duration = Duration::from_secs(1);
 /// How often a queue that is being drained is looked at.
 const DRAIN_CHECK: Duration = Duration::from_millis(500);
 /// Looks in a row that must find nothing left: a process that ends cancels its consumer a moment before its messages come
@@ -141,6 +145,8 @@ impl Consumption {
         self.outdated.retain(|old| *old != plan.name);
         let inherited = self.detach_outdated(&connection, spec, &plan).await;
         self.notice_gap(task, &plan, found, inherited);
+        // Of what was before nothing is known: from here on what is lost is missed.
+        task.complete_until.get_or_insert_with(now);
         self.current = Some(plan.clone());
         self.restart_suspected = false;
         task.connected_before = true;
@@ -257,6 +263,18 @@ struct Session<'a> {
     base: u64,
     prefetch: u16,
     upkeeps: u32,
+    /// Little or nothing waited in the queue, and nothing was held back since: what is published comes at once.
+    caught_up: bool,
+    backlog: Option<Backlog>,
+}
+
+/// What waited in the queue when the broker was asked.
+#[derive(Clone, Copy, Debug)]
+struct Backlog {
+    asked: UnixMicros,
+    /// Once this tag is here, so is all that waited.
+    through: u64,
+    is_small: bool,
 }
 
 impl<'a> Session<'a> {
@@ -287,6 +305,8 @@ impl<'a> Session<'a> {
             base,
             prefetch,
             upkeeps: 0,
+            caught_up: false,
+            backlog: None,
         })
     }
 
@@ -349,7 +369,9 @@ impl<'a> Session<'a> {
     async fn deliver(&mut self, consumer: &mut Consumer) -> Result<Option<Ended>, lapin::Error> {
         let mut upkeep = tokio::time::interval_at(tokio::time::Instant::now() + UPKEEP, UPKEEP);
         let mut drain_check = tokio::time::interval(DRAIN_CHECK);
+        let mut catch_up_check = tokio::time::interval(CATCH_UP_CHECK);
         let mut drained = 0;
+        (self.caught_up, self.backlog) = (false, None);
         let channel = self.channel.clone();
         let mut cancelling: BoxFuture<'_, Result<(), lapin::Error>> = pending().boxed();
         let mut cancelled = false;
@@ -370,6 +392,7 @@ impl<'a> Session<'a> {
                     cancelling = pending().boxed();
                 }
                 _at = upkeep.tick() => self.upkeep().await,
+                _at = catch_up_check.tick(), if !self.caught_up && !self.draining => self.look_for_backlog().await,
                 _at = drain_check.tick(), if self.draining => {
                     let (_held, _foreign, unacked) = self.state.ledger.held();
                     // Another consumer is a process before this one, whose connection the broker has not given up yet; what
@@ -414,12 +437,18 @@ impl<'a> Session<'a> {
                 }
             }
         }
-        // Only an empty queue says that all that was published has come; below the prefetch, nothing is held back.
-        let (_held, _foreign, unacked) = self.state.ledger.held();
-        if emptied && unacked < usize::from(self.prefetch) {
-            self.task.complete_until = Some(now());
-        }
         self.task.handover.push(batch);
+        // Below the prefetch nothing is held back. That nothing is here alone says little: of a backlog the rest may be on its
+        // way, and is lost with a broker that ends now.
+        let (_held, _foreign, unacked) = self.state.ledger.held();
+        self.caught_up &= unacked < usize::from(self.prefetch);
+        if let Some(backlog) = self.backlog.take_if(|backlog| self.task.last_tag >= backlog.through) {
+            self.task.complete(backlog.asked);
+            self.caught_up = backlog.is_small;
+        }
+        if emptied && self.caught_up {
+            self.task.complete(now());
+        }
         outcome
     }
 
@@ -456,6 +485,29 @@ impl<'a> Session<'a> {
         self.state.prefetch.change(self.prefetch, held, unacked, foreign)
     }
 
+    /// Asks how much waits in the queue. The answer comes behind all that was delivered before it.
+    async fn look_for_backlog(&mut self) {
+        let asked = now();
+        let look = topology::look(&self.channel, &self.queue);
+        match tokio::time::timeout(self.task.options.connect_timeout, look).await {
+            // What another consumer holds comes back when the broker gives it up.
+            Ok(Ok(queue)) if queue.ready == 0 && queue.consumers <= 1 => {
+                (self.caught_up, self.backlog) = (true, None);
+                self.task.complete(asked);
+            }
+            // Under load something always waits. What is on its way already comes before it: at most the prefetch.
+            Ok(Ok(queue)) if queue.consumers <= 1 && self.backlog.is_none() => {
+                let before = self.task.last_tag + u64::from(self.prefetch);
+                self.backlog = Some(Backlog {
+                    asked,
+                    through: before + u64::from(queue.ready),
+                    is_small: queue.ready < u32::from(self.prefetch),
+                });
+            }
+            _ => {}
+        }
+    }
+
     /// Looks for an overflow and keeps the companions alive. What fails here is tried again at the next upkeep.
     async fn upkeep(&mut self) {
         self.upkeeps += 1;
@@ -470,11 +522,14 @@ impl<'a> Session<'a> {
                 self.task.gap(from, GapCause::QueueOverflow, None);
             }
             Ok(false) => {}
-            Err(error) => tracing::debug!("failed to look for an overflow: {error}"),
+            Err(error) => {
+                tracing::debug!("failed to look for an overflow: {error}");
+                self.caught_up = false;
+            }
         }
         let (_held, _foreign, unacked) = self.state.ledger.held();
-        if unacked == 0 && self.state.ledger.paused_for().is_zero() {
-            self.task.complete_until = Some(now());
+        if self.caught_up && unacked == 0 && self.state.ledger.paused_for().is_zero() {
+            self.task.complete(now());
         }
         if self.upkeeps.is_multiple_of(RENEWAL)
             && self.plan.is_classic()

@@ -152,6 +152,7 @@ impl Watched {
             StreamItem::Delivery(delivery) => self.deliveries.push(delivery),
             StreamItem::Gap(gap) => self.gaps.push(gap),
             StreamItem::Connection(report) => self.reports.push(report),
+            StreamItem::Complete(_) => {}
         }
     }
 
