@@ -83,6 +83,31 @@ async fn a_restart_while_no_monitor_was_there_is_told_by_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gap_begins_before_a_backlog_that_went_with_the_broker() {
+    let mut server = Rabbitmq::start_new().unwrap();
+    drop(Watched::connected(&spec(&server.url())).await);
+    let left = now();
+    Publisher::connect(&server.url()).await.events(0..2_000).await;
+    let options = EventStreamOptions {
+        last_seen: Some(left),
+        // Most of it stays at the broker.
+        budget_bytes: 16 * 1024,
+        ..EventStreamOptions::default()
+    };
+    let mut watched = Watched::connected_with(&spec(&server.url()), options).await;
+    watched.deliveries(1).await;
+    server.kill();
+    watched
+        .until("disconnected", |watched| watched.is(ConnectionState::Disconnected))
+        .await;
+    assert!(watched.deliveries.len() < 2_000, "nothing was left to lose");
+    server.start().unwrap();
+    watched.reconnected().await;
+    let told: Vec<_> = watched.gaps.iter().map(|gap| (gap.cause, gap.from)).collect();
+    assert_eq!(told, [(GapCause::BrokerRestart, left)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_stops_answering_is_noticed_and_healed_from() {
     let server = Rabbitmq::start_new().unwrap();
     let options = EventStreamOptions {
