@@ -374,6 +374,7 @@ impl<'a> Session<'a> {
         (self.caught_up, self.backlog) = (false, None);
         let channel = self.channel.clone();
         let mut cancelling: BoxFuture<'_, Result<(), lapin::Error>> = pending().boxed();
+        let mut looking: Option<BoxFuture<'_, Option<(UnixMicros, topology::Held)>>> = None;
         let mut cancelled = false;
         loop {
             tokio::select! {
@@ -392,7 +393,16 @@ impl<'a> Session<'a> {
                     cancelling = pending().boxed();
                 }
                 _at = upkeep.tick() => self.upkeep().await,
-                _at = catch_up_check.tick(), if !self.caught_up && !self.draining => self.look_for_backlog().await,
+                _at = catch_up_check.tick(), if looking.is_none() && !self.caught_up && !self.draining => {
+                    looking = Some(look_for_backlog(channel.clone(), self.queue.clone(), now()).boxed());
+                }
+                // Beside the deliveries: the answer comes behind those that only an acknowledgement makes room for.
+                found = async { looking.as_mut()?.await }, if looking.is_some() => {
+                    looking = None;
+                    if let Some((asked, queue)) = found {
+                        self.found_backlog(asked, queue);
+                    }
+                }
                 _at = drain_check.tick(), if self.draining => {
                     let (_held, _foreign, unacked) = self.state.ledger.held();
                     // Another consumer is a process before this one, whose connection the broker has not given up yet; what
@@ -485,27 +495,23 @@ impl<'a> Session<'a> {
         self.state.prefetch.change(self.prefetch, held, unacked, foreign)
     }
 
-    /// Asks how much waits in the queue. The answer comes behind all that was delivered before it.
-    async fn look_for_backlog(&mut self) {
-        let asked = now();
-        let look = topology::look(&self.channel, &self.queue);
-        match tokio::time::timeout(self.task.options.connect_timeout, look).await {
-            // What another consumer holds comes back when the broker gives it up.
-            Ok(Ok(queue)) if queue.ready == 0 && queue.consumers <= 1 => {
-                (self.caught_up, self.backlog) = (true, None);
-                self.task.complete(asked);
-            }
-            // Under load something always waits. What is on its way already comes before it: at most the prefetch.
-            Ok(Ok(queue)) if queue.consumers <= 1 && self.backlog.is_none() => {
-                let before = self.task.last_tag + u64::from(self.prefetch);
-                self.backlog = Some(Backlog {
-                    asked,
-                    through: before + u64::from(queue.ready),
-                    is_small: queue.ready < u32::from(self.prefetch),
-                });
-            }
-            _ => {}
+    /// So much waited in the queue when the broker was asked.
+    fn found_backlog(&mut self, asked: UnixMicros, queue: topology::Held) {
+        // What another consumer holds comes back when the broker gives it up.
+        if queue.consumers > 1 {
+            return;
         }
+        if queue.ready == 0 {
+            (self.caught_up, self.backlog) = (true, None);
+            self.task.complete(asked);
+            return;
+        }
+        // Under load something always waits. What is on its way already comes before it: at most the prefetch.
+        self.backlog.get_or_insert_with(|| Backlog {
+            asked,
+            through: self.task.last_tag + u64::from(self.prefetch) + u64::from(queue.ready),
+            is_small: queue.ready < u32::from(self.prefetch),
+        });
     }
 
     /// Looks for an overflow and keeps the companions alive. What fails here is tried again at the next upkeep.
@@ -550,6 +556,12 @@ impl<'a> Session<'a> {
         channel.close(200, "OK".into()).await?;
         Ok(found)
     }
+}
+
+/// Asks what waits in a queue; `None` where that cannot be told now.
+async fn look_for_backlog(channel: Channel, queue: String, asked: UnixMicros) -> Option<(UnixMicros, topology::Held)> {
+    let found = topology::look(&channel, &queue).await.ok()?;
+    Some((asked, found))
 }
 
 /// Sends acknowledgements on, beside everything else that a session does.
