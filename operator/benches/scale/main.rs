@@ -92,20 +92,3 @@ fn main() -> Result<()> {
     say(&format!("\nall of it took {:.0} s", began.elapsed().as_secs_f64()));
     Ok(())
 }
-
-/// Waits until a check gives a value; panics with the last complaint when it does not in time.
-#[expect(clippy::panic, reason = "nothing can be measured without a control plane")]
-async fn eventually<T, F, Fut>(what: &str, within: Duration, mut check: F) -> T
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, String>>,
-{
-    let deadline = Instant::now() + within;
-    loop {
-        match check().await {
-            Ok(value) => return value,
-            Err(complaint) if Instant::now() >= deadline => panic!("{what} not within {within:?}: {complaint}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -78,21 +78,20 @@ impl Operator {
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
-        let pid = self.child.id();
-        let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
-        let bytes = |name: &str| -> Option<u64> {
-            let line = status.lines().find(|line| line.starts_with(name))?;
-            Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-        };
+        let page = self.metrics()?;
         Ok(Usage {
-            resident: bytes("VmRSS:").context("the operator has ended")?,
-            peak: bytes("VmHWM:").context("the operator has ended")?,
-            processor: processor_seconds(pid),
+            resident: sum(&page, "process_resident_memory_bytes ") as u64,
+            peak: sum(&page, "process_resident_memory_max_bytes ") as u64,
+            processor: processor_seconds(self.child.id()),
         })
     }
 
-    /// Returns how many passes it has made, by its own metrics.
+    /// Returns how many passes it has made.
     pub(crate) fn passes(&self) -> Result<u64> {
+        Ok(sum(&self.metrics()?, "kanchi_operator_reconciles_total{") as u64)
+    }
+
+    fn metrics(&self) -> Result<String> {
         let output = Command::new("curl")
             .args(["-sf", &format!("http://127.0.0.1:{}/metrics", self.admin)])
             .output()?;
@@ -101,13 +100,7 @@ impl Operator {
             "the operator shows no metrics; its last lines:\n{}",
             self.last_lines()?
         );
-        let text = String::from_utf8_lossy(&output.stdout);
-        let passes = text
-            .lines()
-            .filter(|line| line.starts_with("kanchi_operator_reconciles_total{"));
-        Ok(passes
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-            .sum())
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     fn last_lines(&self) -> Result<String> {
@@ -116,6 +109,14 @@ impl Operator {
         let last = lines.get(lines.len().saturating_sub(LAST_LINES)..);
         Ok(last.unwrap_or_default().join("\n"))
     }
+}
+
+/// Adds up the series of a page of metrics that begin so.
+fn sum(page: &str, beginning: &str) -> f64 {
+    let series = page.lines().filter(|line| line.starts_with(beginning));
+    series
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
 }
 
 impl Drop for Operator {

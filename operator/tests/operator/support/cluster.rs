@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kanchi_test_servers::postgres::Postgres;
 use kube::api::{Patch, PatchParams};
@@ -20,8 +20,6 @@ use kube::{Api, Client, Config, ResourceExt};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
-use super::eventually;
-
 /// Where the binaries are, unless the default cache has them.
 const BIN: &str = "KANCHI_LAB_BIN";
 
@@ -30,6 +28,22 @@ const USERS: usize = 64;
 
 const AUDIT_POLICY: &str =
     "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{ level: Metadata }]\n";
+
+/// Waits until a check gives a value; panics with the last complaint when it does not in time.
+pub(crate) async fn eventually<T, F, Fut>(what: &str, within: Duration, mut check: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, String>>,
+{
+    let deadline = Instant::now() + within;
+    loop {
+        match check().await {
+            Ok(value) => return value,
+            Err(complaint) if Instant::now() >= deadline => panic!("{what} not within {within:?}: {complaint}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
 
 /// A control plane and a Postgres; both end when the last test lets go of them.
 pub(crate) struct Cluster {
@@ -177,8 +191,8 @@ impl Cluster {
     }
 
     fn wait_until_it_answers(&self) {
-        let deadline = std::time::Instant::now() + Duration::from_secs(90);
-        while std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while Instant::now() < deadline {
             let ready = Command::new("curl")
                 .args(["-ksf", "-H", "Authorization: Bearer token-admin"])
                 .arg(format!("https://127.0.0.1:{}/readyz", self.port))
