@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export KANCHI_FAULTS_SECONDS=${KANCHI_FAULTS_SECONDS:-3600}
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${KANCHI_CACHE:-$HOME/.cache/kanchi}/target}
+# shellcheck source=e2e/needs.sh
+source e2e/needs.sh
+need redis-server rabbitmq-server postgresql
 exec cargo test --quiet --locked --workspace --features kanchi-e2e/cluster --test faults -- \
   --nocapture --test-threads=1 "${TEST:-}"

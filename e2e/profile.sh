@@ -4,7 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${KANCHI_CACHE:-$HOME/.cache/kanchi}
-command -v perf >/dev/null || { echo "missing: perf (Debian: apt-get install linux-perf)" >&2; exit 1; }
+# shellcheck source=e2e/needs.sh
+source e2e/needs.sh
+need linux-perf
 if ! [ -x "$cache/tools/bin/inferno-flamegraph" ]; then
   echo "profile: installing inferno into $cache/tools"
   cargo install --quiet --locked --root "$cache/tools" --target-dir "$cache/target-tools" inferno
