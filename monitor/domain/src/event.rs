@@ -10,6 +10,7 @@ use crate::time::UnixMicros;
 
 mod json;
 mod kind;
+mod stored;
 
 pub(crate) use json::{push_fmt, write_number, write_string};
 pub use kind::EventKind;
@@ -123,6 +124,24 @@ impl Event {
         let mut out = String::with_capacity(256);
         self.write_json(&mut out);
         out
+    }
+
+    /// Reads a JSON array of [`write_json`](Self::write_json)'s objects, the events of one task: element by element, so that one
+    /// which cannot be read costs no other. `arrived` is given to each: it is not in the text.
+    ///
+    /// # Errors
+    ///
+    /// An element that `write_json` has not written; all of it where the text is no array.
+    pub fn read_stored(
+        array: &str,
+        task_id: Option<&TaskId>,
+        arrived: UnixMicros,
+    ) -> serde_json::Result<Vec<serde_json::Result<Self>>> {
+        let objects: Vec<&serde_json::value::RawValue> = serde_json::from_str(array)?;
+        let events = objects
+            .iter()
+            .map(|object| stored::read(object.get(), task_id, arrived));
+        Ok(events.collect())
     }
 
     fn task_id_bytes(&self) -> &[u8] {

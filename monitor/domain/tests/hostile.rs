@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on must fail")]
 
+#[path = "hostile/bodies.rs"]
+mod bodies;
 #[path = "hostile/progress.rs"]
 mod progress;
 
@@ -42,6 +44,20 @@ fn assert_fit_for_jsonb(event: &Event) {
     );
 }
 
+/// What is stored of an event says all of it: a batch that the store refused is made again of it.
+fn assert_is_read_back(event: &Event) {
+    let array = format!("[{}]", event.to_json());
+    let mut read = Event::read_stored(&array, event.task_id.as_ref(), event.arrived).unwrap();
+    let read = read.remove(0).unwrap_or_else(|error| panic!("{error}: {array}"));
+    assert_eq!((&read.to_json(), read.identity()), (&event.to_json(), event.identity()));
+    let facts = |event: &Event| {
+        let mut facts = TaskFacts::new();
+        facts.absorb(event);
+        facts
+    };
+    assert_eq!(facts(&read), facts(event), "{array}");
+}
+
 /// Decodes `element` alone and between two good events: the good ones always come.
 fn element(element: &[u8]) -> Decoded {
     let batch = [b"[", good(1).as_bytes(), b",", element, b",", good(2).as_bytes(), b"]"].concat();
@@ -58,6 +74,7 @@ fn element(element: &[u8]) -> Decoded {
         "{decoded:?}"
     );
     decoded.events.iter().for_each(assert_fit_for_jsonb);
+    decoded.events.iter().for_each(assert_is_read_back);
     let alone = json(element);
     let reasons = |decoded: &Decoded| decoded.rejects.iter().map(|reject| reject.reason).collect::<Vec<_>>();
     assert_eq!(reasons(&alone), reasons(&decoded), "{alone:?}");
@@ -432,143 +449,6 @@ fn pickle_is_never_read() {
     );
 }
 
-// === compression, base64 ===
-
-/// `good(1)` as Python's modules write it, in base64.
-const COMPRESSED: [(&str, &str); 5] = include!("samples/compressed.in");
-
-#[test]
-fn every_compression_of_kombu_is_read() {
-    for (name, text) in COMPRESSED {
-        let body = STANDARD.decode(text).unwrap();
-        let message = RawMessage {
-            body: &body,
-            content_type: Some("application/json"),
-            compression: Some(name),
-            ..RawMessage::default()
-        };
-        let decoded = decode(&message, ARRIVED, &Limits::default());
-        assert_eq!(decoded.events.len(), 1, "{name}: {:?}", decoded.rejects);
-        let wrapped = RawMessage {
-            body: text.as_bytes(),
-            body_encoding: BodyEncoding::Base64,
-            ..message
-        };
-        assert_eq!(
-            decode(&wrapped, ARRIVED, &Limits::default()).events,
-            decoded.events,
-            "{name}"
-        );
-
-        let small = Limits {
-            max_decompressed_bytes: 20,
-            ..Limits::default()
-        };
-        assert_eq!(
-            decode(&message, ARRIVED, &small).rejects[0].reason,
-            RejectReason::DecompressedOversize,
-            "{name}"
-        );
-        for cut in 0..body.len() {
-            let message = RawMessage {
-                body: &body[..cut],
-                ..message
-            };
-            let decoded = decode(&message, ARRIVED, &Limits::default());
-            assert!(
-                !decoded.rejects.is_empty() || decoded.events.len() == 1,
-                "{name} cut at {cut}"
-            );
-        }
-    }
-    let message = RawMessage {
-        body: b"x",
-        compression: Some("application/x-rot13"),
-        ..RawMessage::default()
-    };
-    assert_eq!(
-        decode(&message, ARRIVED, &Limits::default()).rejects[0].reason,
-        RejectReason::UnknownCompression
-    );
-    let message = RawMessage {
-        body: b"!\xff",
-        body_encoding: BodyEncoding::Base64,
-        ..RawMessage::default()
-    };
-    assert!(decode(&message, ARRIVED, &Limits::default()).rejects.len() == 1);
-}
-
-#[test]
-fn yaml_cannot_be_blown_up() {
-    let yaml = |text: &str| {
-        let message = RawMessage {
-            body: text.as_bytes(),
-            content_type: Some("application/x-yaml"),
-            ..RawMessage::default()
-        };
-        decode(&message, ARRIVED, &Limits::default())
-    };
-    let big = format!("a: &a {}\nb:\n{}", "x".repeat(100_000), "- *a\n".repeat(50_000));
-    assert_eq!(yaml(&big).rejects[0].reason, RejectReason::InvalidYaml);
-    assert_eq!(yaml(&"[".repeat(10_000)).rejects[0].reason, RejectReason::InvalidYaml);
-    assert_eq!(
-        yaml("- 1\n- {type: task-started, uuid: t, hostname: w@h, timestamp: .nan, own: [.inf, 1]}\n")
-            .events
-            .len(),
-        1
-    );
-    assert_eq!(yaml("a: [").rejects[0].reason, RejectReason::InvalidYaml);
-    assert_eq!(yaml("5").rejects[0].reason, RejectReason::NotAnEvent);
-    assert_eq!(yaml(&"x".repeat(600_000)).rejects[0].reason, RejectReason::Oversize);
-}
-
-#[test]
-fn msgpack_cannot_be_blown_up() {
-    let msgpack = |body: &[u8]| {
-        let message = RawMessage {
-            body,
-            content_type: Some("application/x-msgpack"),
-            ..RawMessage::default()
-        };
-        decode(&message, ARRIVED, &Limits::default())
-    };
-    assert_eq!(
-        msgpack(b"\xdd\xff\xff\xff\xff").rejects[0].reason,
-        RejectReason::Truncated
-    );
-    assert_eq!(
-        msgpack(b"\xdf\xff\xff\xff\xff\xa1a").rejects[0].reason,
-        RejectReason::Truncated
-    );
-    assert_eq!(
-        msgpack(b"\x81\xa1a\xdb\xff\xff\xff\xffx").rejects[0].reason,
-        RejectReason::Truncated
-    );
-    assert_eq!(
-        msgpack(b"\x81\xa1a\xc1").rejects[0].reason,
-        RejectReason::InvalidMsgpack
-    );
-    assert_eq!(msgpack(b"\x07").rejects[0].reason, RejectReason::NotAnEvent);
-    assert_eq!(
-        msgpack(&[&b"\x81\xa1a"[..], &vec![0x91; 100_000], b"\x01"].concat()).rejects[0].reason,
-        RejectReason::MissingType
-    );
-    let two = [
-        &b"\x92\x05\x83\xa4type\xac"[..],
-        b"task-started",
-        b"\xa4uuid\xc4\x01t\xa1b\xc4\x02\xff\x00",
-    ]
-    .concat();
-    let decoded = msgpack(&two);
-    assert_eq!(
-        (decoded.events.len(), decoded.rejects[0].reason),
-        (1, RejectReason::NotAnEvent)
-    );
-    assert_eq!(decoded.events[0].extra.as_deref(), Some(r#"{"b":"/wA="}"#));
-}
-
-// === anything at all ===
-
 fn samples() -> Vec<Vec<u8>> {
     let text = concat!(
         include_str!("samples/amqp-events.jsonl"),
@@ -617,6 +497,7 @@ fn decode_every_way(body: &[u8]) {
                     assert_fit_for_jsonb(&event);
                     policy.apply(&mut event);
                     assert_fit_for_jsonb(&event);
+                    assert_is_read_back(&event);
                     let mut facts = TaskFacts::new();
                     facts.absorb(&event);
                     facts.project();

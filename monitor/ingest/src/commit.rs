@@ -1,7 +1,7 @@
 //! The end of the event path: one transaction a batch, then the acknowledgement.
 //!
 //! A store that is away keeps the batch waiting; nothing is acknowledged before its commit. What the store refuses for its
-//! data is bisected down to the single message, which becomes a dead letter. A newer writer ends this one.
+//! data is sifted down to the single event, which becomes a dead letter. A newer writer ends this one.
 
 use std::collections::HashSet;
 use std::mem;
@@ -9,20 +9,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use foldhash::HashMap;
-use kanchi_domain::{Limits, UnixMicros};
-use kanchi_store::{BatchHead, DeadLetter, Stored};
+use kanchi_domain::Limits;
+use kanchi_store::{BatchHead, Ending, Stored};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::decoder::Turn;
 use crate::digests::Digests;
-use crate::gather::{Gathered, Receipt};
+use crate::gather::{Gathered, Kept, Receipt};
 use crate::reduce::{Reduced, Reducer};
 use crate::reducing::Reducing;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
+use crate::sieve::Sieve;
 use crate::store::{Outcome, Store};
 
 /// Why the event path ended.
@@ -90,94 +90,99 @@ impl Committer {
         Ok(())
     }
 
-    /// Stores messages in order, bisecting what is refused; `false` when waiting was given up.
+    /// Stores a batch, without those events that the store refuses; `false` when waiting was given up.
     async fn store(&mut self, mut gathered: Gathered) -> Result<bool, Error> {
-        let Some(last) = gathered.messages.last().map(|message| message.tag) else {
-            return Ok(true);
-        };
-        let read = gathered.messages.iter().filter(|message| !message.is_own());
-        let newest = read.map(|message| message.arrived).max();
-        let own = gathered.messages.iter().filter(|message| message.is_own()).count();
+        let receipt = gathered.receipt;
         if !self.drop_duplicates(&mut gathered).await? {
             return Ok(false);
         }
-        let mut parts = vec![gathered];
-        while let Some(part) = parts.pop() {
-            let through = part.messages.last().map(|message| message.tag);
-            let (outcome, mut messages) = self.store_part(part).await?;
-            match outcome {
-                Outcome::Stored(_) => drop(spawn_blocking(move || drop(messages))),
-                Outcome::GivenUp => return Ok(false),
-                Outcome::Refused(reason) if messages.len() == 1 => {
-                    let letter = messages.pop().map(|message| self.dead_letter(&message, &reason));
-                    if let Some(letter) = letter
-                        && !self.store_letter(letter).await?
-                    {
-                        return Ok(false);
-                    }
-                }
-                Outcome::Refused(reason) => {
-                    tracing::warn!(messages = messages.len(), error = %reason, "the store refused a batch; taking it apart");
-                    let second = messages.split_off(messages.len() / 2);
-                    parts.push(self.gather_again(second));
-                    parts.push(self.gather_again(messages));
-                    continue;
+        let (outcome, head) = self.attempt(&mut gathered, Ending::Commit).await?;
+        match outcome {
+            Outcome::Stored(_) => {
+                // Thousands of small pieces of memory: given back beside the next batch.
+                drop(spawn_blocking(move || drop((head, gathered))));
+            }
+            Outcome::GivenUp => return Ok(false),
+            Outcome::Refused(reason) => {
+                tracing::warn!(events = gathered.events, error = %reason, "the store refused a batch; taking it apart");
+                if !self.store_sifted(head, &receipt).await? {
+                    return Ok(false);
                 }
             }
-            if let Some(through) = through {
-                self.acknowledge.send_replace(through);
-            }
         }
-        // Duplicates and empty messages at the end of the batch are done as well.
-        self.acknowledge.send_replace(last);
-        if let Some(newest) = newest {
-            self.shared.stored_through(newest);
+        if let Some(through) = receipt.through {
+            self.acknowledge.send_replace(through);
         }
-        self.shared.own_stored(own as u64);
+        if let Some(at) = receipt.stored_through() {
+            self.shared.stored_through(at);
+        }
+        self.shared.own_stored(receipt.own);
         Ok(true)
     }
 
-    fn gather_again(&self, messages: Vec<Receipt>) -> Gathered {
-        Gathered::again(messages, &self.settings.borrow().payloads, &self.limits)
+    /// Stores what of a refused batch the store takes, and the rest as dead letters; `false` when waiting was given up.
+    async fn store_sifted(&mut self, refused: BatchHead, receipt: &Receipt) -> Result<bool, Error> {
+        let mut sieve = Sieve::new(&refused.chunks, receipt.oldest.unwrap_or_default());
+        while let Some(mut trial) = sieve.trial().map(Gathered::of) {
+            match self.attempt(&mut trial, Ending::Rollback).await?.0 {
+                Outcome::Stored(_) => sieve.taken(),
+                Outcome::Refused(reason) => sieve.refused(&reason),
+                Outcome::GivenUp => return Ok(false),
+            }
+        }
+        let (events, letters) = sieve.end();
+        self.shared.metrics.refused.inc_by(letters.len() as u64);
+        // Should it be the letters that are not taken, they are only counted and logged: the events were taken before.
+        for dead_letters in [[refused.dead_letters, letters].concat(), Vec::new()] {
+            let mut rest = Gathered {
+                receipt: *receipt,
+                digests: refused.digests.clone(),
+                dead_letters,
+                ..Gathered::of(&events)
+            };
+            match self.attempt(&mut rest, Ending::Commit).await?.0 {
+                Outcome::Stored(_) => return Ok(true),
+                Outcome::GivenUp => return Ok(false),
+                Outcome::Refused(reason) => tracing::error!(error = %reason, "dead letters cannot be stored"),
+            }
+        }
+        Ok(true)
     }
 
-    /// Stores messages as one batch; gives them back.
-    async fn store_part(&mut self, mut part: Gathered) -> Result<(Outcome, Vec<Receipt>), Error> {
-        if part.is_void() {
+    /// Sends what was gathered as one batch; gives back the head, which `gathered` does not have any more.
+    async fn attempt(&mut self, gathered: &mut Gathered, ending: Ending) -> Result<(Outcome, BatchHead), Error> {
+        if gathered.is_void() {
             let nothing = Stored::Now { live: Vec::new() };
-            return Ok((Outcome::Stored(nothing), part.messages));
+            return Ok((Outcome::Stored(nothing), BatchHead::default()));
         }
         let started = Instant::now();
-        let Some(loaded) = self.look_up(&part).await? else {
-            return Ok((Outcome::GivenUp, part.messages));
+        let Some(loaded) = self.look_up(gathered).await? else {
+            return Ok((Outcome::GivenUp, BatchHead::default()));
         };
         let Some(epoch) = self.store.connected().await? else {
-            return Ok((Outcome::GivenUp, part.messages));
+            return Ok((Outcome::GivenUp, BatchHead::default()));
         };
-        let head = part.take_head(epoch);
-        let mut reducing = Reducing::start(self.reducer.lend(), mem::take(&mut part.tasks), loaded);
-        let outcome = self.store.commit(&head, &mut reducing).await?;
+        let head = gathered.take_head(epoch);
+        let mut reducing = Reducing::start(self.reducer.lend(), mem::take(&mut gathered.tasks), loaded);
+        let outcome = self.store.commit(&head, &mut reducing, ending).await?;
         let done = reducing.end().await;
         self.reducer = done.reducer;
-        if let Outcome::Stored(stored) = &outcome {
+        if let (Outcome::Stored(stored), Ending::Commit) = (&outcome, ending) {
             match stored {
                 Stored::Now { live } => self.reducer.live.add(live.iter().map(|id| &**id)),
                 Stored::Before => self.reducer.live.forget(),
             }
-            self.stored(&part, &head, done.reduced, started);
+            self.stored(gathered, &head, done.reduced, started);
         }
-        // Thousands of small pieces of memory: given back beside the next batch.
-        drop(spawn_blocking(move || drop(head)));
-        Ok((outcome, part.messages))
+        Ok((outcome, head))
     }
 
     fn stored(&mut self, part: &Gathered, head: &BatchHead, reduced: Reduced, started: Instant) {
         let metrics = &self.shared.metrics;
         metrics.batch_events.observe(part.events as f64);
-        metrics.batch_messages.observe(part.messages.len() as f64);
+        metrics.batch_messages.observe(part.receipt.messages as f64);
         metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
-        let oldest: Option<UnixMicros> = part.messages.iter().map(|message| message.arrived).min();
-        self.shared.committed(part.events, part.newest, oldest);
+        self.shared.committed(part.events, part.newest, part.receipt.oldest);
         self.digests.remember(&head.digests);
         self.reducer.committed(reduced);
         let (bytes, tasks) = self.reducer.size();
@@ -200,7 +205,7 @@ impl Committer {
 
     /// Removes messages that are stored already, and second copies within the batch.
     async fn drop_duplicates(&mut self, gathered: &mut Gathered) -> Result<bool, Error> {
-        if !gathered.messages.iter().any(|message| message.maybe_stored) {
+        if !gathered.kept.iter().any(Kept::maybe_stored) {
             return Ok(true);
         }
         if self.digests.needs_load() {
@@ -210,45 +215,21 @@ impl Committer {
             self.digests.load(digests, Instant::now());
         }
         let now = Instant::now();
-        let before = gathered.messages.len();
         let mut here: HashSet<u128> = HashSet::new();
-        gathered.messages.retain(|message| {
-            let Some(digest) = message.digest else { return true };
-            let first = here.insert(digest);
-            !message.maybe_stored || (first && !self.digests.contains(digest, now))
-        });
-        let dropped = before - gathered.messages.len();
+        let is_new = |kept: &Kept| match kept {
+            Kept::Message {
+                maybe_stored,
+                digest: Some(digest),
+                ..
+            } => {
+                let first = here.insert(*digest);
+                !maybe_stored || (first && !self.digests.contains(*digest, now))
+            }
+            Kept::Message { digest: None, .. } | Kept::Own(_) => true,
+        };
+        let payloads = &self.settings.borrow().payloads;
+        let dropped = gathered.leave_out(is_new, payloads, &self.limits);
         self.shared.metrics.duplicates.inc_by(dropped as u64);
-        if dropped > 0 {
-            *gathered = self.gather_again(mem::take(&mut gathered.messages));
-        }
-        Ok(true)
-    }
-
-    fn dead_letter(&self, message: &Receipt, reason: &str) -> BatchHead {
-        self.shared.metrics.refused.inc();
-        tracing::error!(error = reason, "the store refuses a message; it becomes a dead letter");
-        BatchHead {
-            id: Uuid::new_v4(),
-            epoch: self.store.epoch().unwrap_or_default(),
-            digests: message.digest.into_iter().collect(),
-            dead_letters: vec![DeadLetter {
-                arrived: message.arrived,
-                reason: "store_refused".to_owned(),
-                detail: reason.replace('\0', "\u{FFFD}"),
-                sample: message.head().to_vec(),
-            }],
-            ..BatchHead::default()
-        }
-    }
-
-    /// Stores a dead letter; one that is refused in its turn is only counted and logged.
-    async fn store_letter(&mut self, letter: BatchHead) -> Result<bool, Error> {
-        match self.store.commit(&letter, &mut Reducing::nothing()).await? {
-            Outcome::Stored(_) => self.digests.remember(&letter.digests),
-            Outcome::Refused(reason) => tracing::error!(error = %reason, "a dead letter cannot be stored either"),
-            Outcome::GivenUp => return Ok(false),
-        }
         Ok(true)
     }
 }

@@ -92,7 +92,7 @@ impl Decoder {
             if full.is_none() {
                 self.read(&mut intake, &mut filling);
                 if filling.is_full() || !intake.incoming.is_empty() {
-                    full = Some(filling.take());
+                    full = Some(filling.take_full(Instant::now()));
                 }
             }
             let due = filling.due();

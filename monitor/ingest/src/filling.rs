@@ -13,7 +13,7 @@ pub struct BatchLimits {
     /// Events after which no more messages are taken in.
     pub max_events: u64,
     /// Messages after which no more are taken in.
-    pub max_messages: usize,
+    pub max_messages: u64,
     /// Bytes of memory after which no more messages are taken in.
     pub max_bytes: usize,
     /// A quiet broker's events wait at most so long.
@@ -56,7 +56,7 @@ impl Filling {
 
     /// Tells whether a message may come into this batch. A large one comes alone: it uses up what the broker lets us hold.
     pub fn takes(&self, message: &Message) -> bool {
-        !self.is_full() && (message.body.len() <= LARGE || self.is_empty())
+        !self.is_full() && (message.body.len() <= LARGE || self.is_empty()) && self.gathering.suits(message)
     }
 
     /// Adds a message and what was read of it.
@@ -82,7 +82,7 @@ impl Filling {
 
     /// Tells whether nothing is in.
     pub const fn is_empty(&self) -> bool {
-        self.gathering.messages() == 0
+        self.gathering.is_empty()
     }
 
     /// Returns when the batch is due: at once when it is full, after the linger else; `None` while it is empty.
@@ -100,11 +100,20 @@ impl Filling {
         self.limits.max_bytes.saturating_sub(self.gathering.bytes())
     }
 
-    /// Takes all messages out.
+    /// Takes everything out.
     pub fn take(&mut self) -> Gathered {
         self.since = None;
         self.hurried = false;
         self.gathering.finish()
+    }
+
+    /// Takes out a batch that others will follow at once: its youngest tasks may stay, to be stored with the rest of their
+    /// lives. They are due after the linger like all else.
+    pub fn take_full(&mut self, now: Instant) -> Gathered {
+        self.hurried = false;
+        let full = self.gathering.finish_but_young();
+        self.since = (!self.is_empty()).then_some(now);
+        full
     }
 }
 
@@ -146,7 +155,7 @@ mod tests {
         push(&mut filling, 10, start);
         push(&mut filling, 10, start + Duration::from_millis(90));
         assert_eq!(filling.due(), Some(start + Duration::from_millis(100)));
-        assert_eq!(filling.take().messages.len(), 2);
+        assert_eq!(filling.take().receipt.messages, 2);
         assert_eq!(filling.due(), None);
     }
 
@@ -154,7 +163,11 @@ mod tests {
     fn is_due_at_once_when_full_by_bytes_or_by_count() {
         let start = Instant::now();
         let mut by_bytes = Filling::new(limits());
-        push(&mut by_bytes, 1000, start);
+        let kept = Message {
+            maybe_stored: true,
+            ..message(1000)
+        };
+        by_bytes.push(kept, &mut Decoded::default(), start);
         assert!(by_bytes.is_full() && by_bytes.due() == Some(start) && by_bytes.room() == 0);
         let mut by_count = Filling::new(limits());
         for _ in 0..3 {

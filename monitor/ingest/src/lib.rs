@@ -31,6 +31,7 @@ pub mod report;
 pub mod sampler;
 pub mod settings;
 pub mod shared;
+pub mod sieve;
 pub mod source;
 pub mod spool;
 pub mod statistics;

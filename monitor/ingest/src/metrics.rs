@@ -73,7 +73,7 @@ pub struct Metrics {
     events: Family<TypeLabel, Counter>,
     rejects: Family<ReasonLabel, Counter>,
     repairs: Family<ReasonLabel, Counter>,
-    /// Messages stored as dead letters because the store refused their events.
+    /// Events that became dead letters because the store refused them.
     pub refused: Counter,
     /// Messages and events that had been stored before.
     pub duplicates: Counter,
@@ -242,8 +242,8 @@ impl Metrics {
             self.batch_seconds.clone(),
         );
         r.register(
-            "refused_messages",
-            "Messages whose events the store refused; dead letters",
+            "refused_events",
+            "Events that the store refused; dead letters",
             self.refused.clone(),
         );
         r.register(

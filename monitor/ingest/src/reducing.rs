@@ -32,14 +32,6 @@ impl Reducing {
         }))
     }
 
-    /// Nothing to merge.
-    pub(crate) fn nothing() -> Self {
-        Self::Ended(Box::new(Done {
-            reducer: Reducer::new(0),
-            reduced: Reduced::default(),
-        }))
-    }
-
     /// Returns the changes, once they are made. A panic of the thread goes on here.
     pub(crate) async fn changes(&mut self) -> &TaskChanges {
         if let Self::UnderWay(thread) = self {

@@ -214,10 +214,9 @@ impl Shared {
             return None;
         }
         // Asked first: what arrives from here on is later than that.
-        let read = self.read_until(self.now());
+        let now = self.now();
         let (stored, waiting) = self.newest_stored(spooled);
-        let read = read.filter(|_| !waiting || stored.is_some());
-        read.map(|read| stored.filter(|_| waiting).map_or(read, |stored| read.min(stored)))
+        self.read_until(if waiting { stored? } else { now })
     }
 
     /// The same for a process that has stopped reading: the newest arrival, if all that arrived is stored.

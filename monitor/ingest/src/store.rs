@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
-use kanchi_store::{BatchHead, Epoch, Error as StoreError, ErrorKind, StoreWriter, Stored};
+use kanchi_store::{BatchHead, Ending, Epoch, Error as StoreError, ErrorKind, StoreWriter, Stored};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -24,6 +24,26 @@ const MAX_LOOKUP: usize = 10_000;
 
 /// An error that is neither the data's nor the connection's is tried so often before the batch is taken apart.
 const TRIES_BEFORE_BISECT: u32 = 8;
+
+/// Asks until there is an answer; ends the function with `None` when waiting was given up. No function, because whether the
+/// future of an async closure may be sent to another thread is more than the compiler can tell yet.
+macro_rules! ask {
+    ($store:ident, $writer:ident => $call:expr) => {{
+        let mut backoff = store_backoff();
+        loop {
+            let Some($writer) = $store.writer().await? else {
+                return Ok(None);
+            };
+            let error = match $call {
+                Ok(answer) => break answer,
+                Err(error) => error,
+            };
+            if !$store.wait_out(error, &mut backoff).await? {
+                return Ok(None);
+            }
+        }
+    }};
+}
 
 /// How an attempt to store a batch ended.
 #[derive(Debug)]
@@ -72,8 +92,13 @@ impl Store {
         }
     }
 
-    /// Commits one batch, waiting out a store that is away.
-    pub(crate) async fn commit(&mut self, head: &BatchHead, reducing: &mut Reducing) -> Result<Outcome, Error> {
+    /// Stores one batch, waiting out a store that is away. `ending`: of its transaction.
+    pub(crate) async fn commit(
+        &mut self,
+        head: &BatchHead,
+        reducing: &mut Reducing,
+        ending: Ending,
+    ) -> Result<Outcome, Error> {
         let mut backoff = store_backoff();
         let mut odd = 0;
         loop {
@@ -87,7 +112,7 @@ impl Store {
             let Some((writer, _)) = self.writer.as_mut() else {
                 continue;
             };
-            let error = match writer.commit_while(head, reducing.changes()).await {
+            let error = match writer.commit_while(head, reducing.changes(), ending).await {
                 Ok(stored) => {
                     self.shared.store_works();
                     return Ok(Outcome::Stored(stored));
@@ -117,88 +142,38 @@ impl Store {
     }
 
     async fn was_committed(&mut self, id: Uuid) -> Result<Option<bool>, Error> {
-        let mut backoff = store_backoff();
-        loop {
-            let Some(writer) = self.writer().await? else {
-                return Ok(None);
-            };
-            let error = match writer.was_committed(id).await {
-                Ok(known) => return Ok(Some(known)),
-                Err(error) => error,
-            };
-            if !self.wait_out(error, &mut backoff).await? {
-                return Ok(None);
-            }
-        }
+        let known = ask!(self, writer => writer.was_committed(id).await);
+        Ok(Some(known))
     }
 
     /// Returns the ids of the tasks that are live, or of more than fit.
     pub(crate) async fn live_ids(&mut self) -> Result<Option<LoadedIds>, Error> {
-        let mut backoff = store_backoff();
-        loop {
-            let Some(writer) = self.writer().await? else {
-                return Ok(None);
-            };
+        let loaded = ask!(self, writer => {
             let mut loaded = LoadedIds::default();
-            let error = match writer.live_ids(MAX_LIVE + 1, |id| loaded.push(id)).await {
-                Ok(()) => return Ok(Some(loaded)),
-                Err(error) => error,
-            };
-            if !self.wait_out(error, &mut backoff).await? {
-                return Ok(None);
-            }
-        }
+            let done = writer.live_ids(MAX_LIVE + 1, |id| loaded.push(id)).await;
+            done.map(|()| loaded)
+        });
+        Ok(Some(loaded))
     }
 
     /// Returns the stored facts of those of these tasks that are live.
     pub(crate) async fn load_facts(&mut self, ids: &[&str]) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
         let mut loaded = HashMap::default();
         for ids in ids.chunks(MAX_LOOKUP) {
-            let mut backoff = store_backoff();
-            loop {
-                let Some(writer) = self.writer().await? else {
-                    return Ok(None);
-                };
-                let error = match writer.load_facts(ids).await {
-                    Ok(facts) => {
-                        loaded.extend(facts);
-                        break;
-                    }
-                    Err(error) => error,
-                };
-                if !self.wait_out(error, &mut backoff).await? {
-                    return Ok(None);
-                }
-            }
+            loaded.extend(ask!(self, writer => writer.load_facts(ids).await));
         }
         Ok(Some(loaded))
     }
 
     /// Returns the digests of the newest messages stored.
     pub(crate) async fn recent_digests(&mut self) -> Result<Option<HashSet<u128>>, Error> {
-        let mut backoff = store_backoff();
-        loop {
-            let Some(writer) = self.writer().await? else {
-                return Ok(None);
-            };
-            let error = match writer.recent_digests().await {
-                Ok(digests) => return Ok(Some(digests)),
-                Err(error) => error,
-            };
-            if !self.wait_out(error, &mut backoff).await? {
-                return Ok(None);
-            }
-        }
+        let digests = ask!(self, writer => writer.recent_digests().await);
+        Ok(Some(digests))
     }
 
     async fn writer(&mut self) -> Result<Option<&mut StoreWriter>, Error> {
         self.connected().await?;
         Ok(self.writer.as_mut().map(|(writer, _)| writer))
-    }
-
-    /// Returns the epoch of the present connection.
-    pub(crate) fn epoch(&self) -> Option<Epoch> {
-        self.writer.as_ref().map(|(_, epoch)| *epoch)
     }
 
     /// Returns the epoch once the store is connected; `None` when waiting was given up.

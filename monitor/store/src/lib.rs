@@ -41,7 +41,9 @@ pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};
 pub use statistics::{RolledUp, StatisticDelta};
 pub use url::StoreUrl;
-pub use writer::{Epoch, Held, HeldPage, HeldTask, Previous, Settled, StoreReporter, StoreWriter, Stored, Walk};
+pub use writer::{
+    Ending, Epoch, Held, HeldPage, HeldTask, Previous, Settled, StoreReporter, StoreWriter, Stored, Walk,
+};
 
 /// Version of the schema that this build writes; [`StoreAdmin::migrate`] brings a database there.
 pub const SCHEMA_VERSION: i32 = migration::LATEST;

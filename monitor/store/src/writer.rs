@@ -33,6 +33,15 @@ use crate::url::StoreUrl;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(pub i64);
 
+/// How the transaction of a batch ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is durable.
+    Commit,
+    /// It was only tried whether the store takes it.
+    Rollback,
+}
+
 /// What became of the tasks of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
@@ -120,7 +129,8 @@ impl StoreWriter {
     ///
     /// Kinds that matter: `Data` (bisect), `StaleEpoch` (stop), `Unreachable` (ask [`Self::was_committed`], then retry).
     pub async fn commit(&mut self, batch: &Batch) -> Result<Stored> {
-        self.commit_while(&batch.head, std::future::ready(&batch.changes)).await
+        let changes = std::future::ready(&batch.changes);
+        self.commit_while(&batch.head, changes, Ending::Commit).await
     }
 
     /// The same while the changes are still being made: they are awaited once the events are on their way, so that both
@@ -129,10 +139,12 @@ impl StoreWriter {
         &mut self,
         head: &BatchHead,
         changes: impl Future<Output = &TaskChanges>,
+        ending: Ending,
     ) -> Result<Stored> {
         const OPERATION: &str = commit::OPERATION;
         let mut connection = self.link.take().await?;
-        let result = within(OPERATION, commit::run(&mut connection, head, changes, self.retention)).await;
+        let run = commit::run(&mut connection, head, changes, self.retention, ending);
+        let result = within(OPERATION, run).await;
         let result = match result {
             Ok(stored) => Ok(stored),
             Err(error) => Err(rolled_back(&mut connection, error).await),

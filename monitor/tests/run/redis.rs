@@ -149,6 +149,45 @@ async fn a_hostile_stream_stops_nobody_and_stays_small() -> Result<()> {
     Ok(())
 }
 
+/// Nothing is known that Postgres refuses of what the decoder lets pass; a constraint stands for what nobody thought of.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_refuses_costs_no_other_event() -> Result<()> {
+    const REFUSED: u64 = 3;
+    let redis = Redis::start_new()?;
+    let rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    rig.sql("alter table kanchi.event_chunk add check (position('\\x706f69736f6e'::bytea in events) = 0)")?;
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    let Recording { events, messages, .. } = recording(Workload::short(5), 1_000);
+    for (number, part) in (0..).zip(messages.chunks(messages.len() / REFUSED as usize + 1)) {
+        for message in part {
+            publisher.publish(&message.as_message())?;
+        }
+        for (kind, host) in [("received", "w@h"), ("started", "poison@h"), ("succeeded", "w@h")] {
+            let (id, seconds) = (task_id(99, number), now() as f64 / 1e6);
+            let event = format!(r#"{{"type":"task-{kind}","uuid":"{id}","hostname":"{host}","timestamp":{seconds}}}"#);
+            publisher.publish_raw("task.multi", &envelope(event.as_bytes(), "task.x", host))?;
+        }
+    }
+    publisher.flush()?;
+    let stored = events.len() as u64 + 2 * REFUSED;
+    monitor.until("the others are stored", PATIENCE, |monitor| {
+        events_metric(monitor) >= stored
+    })?;
+    assert_eq!(rig.events()?, stored);
+    assert_eq!(
+        monitor.metric("kanchi_monitor_refused_events_total"),
+        Some(REFUSED as f64)
+    );
+    let letters = rig.sql("select count(*) from kanchi.dead_letter where reason = 'store_refused'")?;
+    assert_eq!(letters.trim(), REFUSED.to_string());
+    let known = rig.sql("select count(*) from (select state, worker from kanchi.task union all select state, worker from kanchi.task_live) t
+        where state = 'SUCCESS' and worker = 'w@h'")?;
+    assert_eq!(known.trim(), REFUSED.to_string(), "the other events of their tasks");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_megabyte_messages_stay_within_the_memory_limit() -> Result<()> {
     let redis = Redis::start_new()?;

@@ -93,6 +93,13 @@ impl EventKind {
         }
     }
 
+    /// Returns Kanchi's own kind of this name.
+    pub(crate) fn own(type_name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.is_own() && kind.as_str() == type_name)
+    }
+
     /// Returns the one `type` of this kind; kinds that stand for many types have a label instead.
     pub const fn as_str(self) -> &'static str {
         match self {

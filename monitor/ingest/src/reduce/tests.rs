@@ -12,13 +12,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::gather::{Gathered, Gathering};
 use crate::message::{Message, Reading};
+use crate::sieve::Sieve;
 
 fn messages(tasks: u64) -> Vec<Message> {
     let recording = Recording::new(Workload::realistic(3), tasks, 10_000, 1_795_219_800_000_000);
     let messages = recording.messages.iter().zip(1..).map(|(message, tag)| Message {
         tag,
         maybe_stored: false,
-        may_repeat: true,
+        may_repeat: false,
         arrived: UnixMicros(1_795_219_800_000_000),
         body: message.body.clone().into(),
         framing: Framing::Message {
@@ -30,13 +31,18 @@ fn messages(tasks: u64) -> Vec<Message> {
     messages.collect()
 }
 
-fn gathered(messages: &[Message]) -> Gathered {
-    let (mut gathering, mut reading) = (Gathering::default(), Reading::default());
+/// Gathers messages behind what waits; the youngest tasks wait in their turn where more follows.
+fn gathered(gathering: &mut Gathering, messages: &[Message], more: bool) -> Gathered {
+    let mut reading = Reading::default();
     for message in messages {
         reading.read(message, &policy(), &Limits::DEFAULT);
         gathering.push(message.clone(), &mut reading.decoded);
     }
-    gathering.finish()
+    if more {
+        gathering.finish_but_young()
+    } else {
+        gathering.finish()
+    }
 }
 
 fn policy() -> PayloadPolicy {
@@ -45,6 +51,15 @@ fn policy() -> PayloadPolicy {
         max_bytes: 65_536,
         redact_keys: Vec::new(),
     }
+}
+
+/// What was refused is read back.
+fn read_back(refused: &Gathered) -> Gathered {
+    let mut sieve = Sieve::new(&refused.chunks, UnixMicros(1_795_219_800_000_000));
+    while sieve.trial().is_some() {
+        sieve.taken();
+    }
+    Gathered::of(&sieve.end().0)
 }
 
 /// What a store would hold.
@@ -86,26 +101,24 @@ impl Stored {
 /// Stores messages in batches of these sizes, in turn; a batch whose turn says so fails once and is made again.
 fn stored(messages: &[Message], sizes: &[(usize, bool)], cache: usize) -> Stored {
     let (mut reducer, mut stored) = (Reducer::new(cache), Stored::default());
-    let mut left = messages;
+    let (mut gathering, mut left) = (Gathering::default(), messages);
     for (size, fails) in sizes.iter().cycle() {
         if left.is_empty() {
             break;
         }
         let (batch, rest) = left.split_at((*size).min(left.len()));
         left = rest;
+        let mut batch = gathered(&mut gathering, batch, !left.is_empty());
         for last in if *fails { [false, true].as_slice() } else { &[true] } {
-            let mut batch = gathered(batch);
-            if *fails && *last {
-                // What was refused is read again.
-                batch = Gathered::again(batch.messages, &policy(), &Limits::DEFAULT);
-            }
             let missing = reducer.missing(&batch.tasks);
             let known = |id: &&str| Some(((*id).to_owned(), stored.facts.get(*id)?.clone()));
             let loaded = missing.iter().filter_map(known).collect();
-            let made = reducer.reduce(batch.tasks, loaded);
+            let made = reducer.reduce(mem::take(&mut batch.tasks), loaded);
             if *last {
                 stored.store(&batch.chunks, &made.changes);
                 reducer.committed(made);
+            } else {
+                batch = read_back(&batch);
             }
         }
     }

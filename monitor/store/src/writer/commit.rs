@@ -9,7 +9,7 @@ use crate::model::{BatchHead, EventChunk, FailureDelta, LiveTask, TaskChanges};
 use crate::retention::RetentionPolicy;
 use crate::statistics::{self, StatisticDelta};
 use crate::writer::copy::{Copying, Target, clamped};
-use crate::writer::{Stored, history, json};
+use crate::writer::{Ending, Stored, history, json};
 
 pub(super) const OPERATION: &str = "commit a batch";
 
@@ -23,6 +23,7 @@ pub(super) async fn run(
     head: &BatchHead,
     changes: impl Future<Output = &TaskChanges>,
     retention: RetentionPolicy,
+    ending: Ending,
 ) -> Result<Stored> {
     if !begin(connection, head, retention).await? {
         return Ok(Stored::Before);
@@ -30,7 +31,7 @@ pub(super) async fn run(
     let changes = changes.await;
     let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) =
         changes.tasks.iter().partition(|task| !task.maybe_stored);
-    let first = finish(connection, changes, retention, &new, &maybe_stored).await;
+    let first = finish(connection, changes, retention, &new, &maybe_stored, ending).await;
     match first {
         // Somebody's promise that a task is new was not kept. The slow way is right in any case.
         Err(error) if error.kind() == ErrorKind::Data && !new.is_empty() => {
@@ -40,7 +41,7 @@ pub(super) async fn run(
                 return Ok(Stored::Before);
             }
             let all: Vec<&LiveTask> = changes.tasks.iter().collect();
-            finish(connection, changes, retention, &[], &all).await
+            finish(connection, changes, retention, &[], &all, ending).await
         }
         result => result,
     }
@@ -57,13 +58,14 @@ async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: Reten
     Ok(true)
 }
 
-/// Stores what became of the tasks, and commits.
+/// Stores what became of the tasks, and ends the transaction.
 async fn finish(
     connection: &mut PgConnection,
     changes: &TaskChanges,
     retention: RetentionPolicy,
     new: &[&LiveTask],
     maybe_stored: &[&LiveTask],
+    ending: Ending,
 ) -> Result<Stored> {
     copy_statistics(connection, &changes.statistics).await?;
     save_failures(connection, &changes.failures).await?;
@@ -71,7 +73,11 @@ async fn finish(
     copy_ended(connection, &ended, retention).await?;
     copy_live(connection, &live).await?;
     merge(connection, maybe_stored).await?;
-    connection.execute("commit").await.during(OPERATION)?;
+    let end = match ending {
+        Ending::Commit => "commit",
+        Ending::Rollback => "rollback",
+    };
+    connection.execute(end).await.during(OPERATION)?;
     let live = live.iter().chain(maybe_stored).map(|task| Arc::clone(&task.task_id));
     Ok(Stored::Now { live: live.collect() })
 }
