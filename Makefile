@@ -35,6 +35,9 @@ profile: ## a flame graph of the ingest path (KANCHI_BENCH=<stream>)
 lab-up: ## a real Kubernetes on this machine
 	@e2e/lab/lab up
 
+lab-build: ## all that the lab and its tests are made of, into the cache
+	@e2e/lab/lab build kanchi services celery celery-old
+
 lab-load: ## build this checkout's images and give them to the lab (PARTS="kanchi services celery celery-old")
 	@e2e/lab/lab load $(PARTS)
 
@@ -56,4 +59,4 @@ gen: ## write the generated files: CRDs, their reference, manifests/
 check: ## what `make test` does before it runs a test
 	@e2e/test.sh fmt lint generated
 
-.PHONY: help demo test e2e bench bench-queries bench-operator faults profile lab-up lab-load lab-shell lab-down fmt lint gen check
+.PHONY: help demo test e2e bench bench-queries bench-operator faults profile lab-up lab-build lab-load lab-shell lab-down fmt lint gen check

@@ -71,6 +71,10 @@ build() { cargo test --workspace --locked --no-run; }
 tests() {
   KANCHI_LAB_BIN=$("$LAB/lab" tool kubernetes)
   export KANCHI_LAB_BIN
+  # Most tests wait for a server most of the time.
+  local threads
+  threads=$(nproc)
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((threads < 3 ? 3 : threads))}
   cargo test --workspace --locked
 }
 
