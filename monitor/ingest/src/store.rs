@@ -23,7 +23,7 @@ use crate::shared::Shared;
 const MAX_LOOKUP: usize = 10_000;
 
 /// An error that is neither the data's nor the connection's is tried so often before the batch is taken apart.
-const TRIES_BEFORE_BISECT: u32 = 8;
+const TRIES_BEFORE_SIEVE: u32 = 8;
 
 /// Asks until there is an answer; ends the function with `None` when waiting was given up. No function, because whether the
 /// future of an async closure may be sent to another thread is more than the compiler can tell yet.
@@ -120,7 +120,7 @@ impl Store {
                 Err(error) => error,
             };
             odd += u32::from(error.kind() == ErrorKind::Other);
-            if error.kind() == ErrorKind::Data || odd >= TRIES_BEFORE_BISECT {
+            if error.kind() == ErrorKind::Data || odd >= TRIES_BEFORE_SIEVE {
                 self.shared.metrics.store_failed(error.kind());
                 return Ok(Outcome::Refused(crate::error_chain(&error)));
             }

@@ -127,7 +127,7 @@ impl StoreWriter {
 
     /// Stores a batch in one transaction and returns which of its tasks have a live row now. A batch id that was committed before succeeds without effect.
     ///
-    /// Kinds that matter: `Data` (bisect), `StaleEpoch` (stop), `Unreachable` (ask [`Self::was_committed`], then retry).
+    /// Kinds that matter: `Data` (sift), `StaleEpoch` (stop), `Unreachable` (ask [`Self::was_committed`], then retry).
     pub async fn commit(&mut self, batch: &Batch) -> Result<Stored> {
         let changes = std::future::ready(&batch.changes);
         self.commit_while(&batch.head, changes, Ending::Commit).await
