@@ -8,7 +8,7 @@ mod pods;
 mod recording;
 mod status;
 
-pub use celery::{CelerySettings, EventQueue, EventQueueType};
+pub use celery::{CelerySettings, EventQueue, EventQueueType, ResultBackend};
 pub use celery_broker::{CeleryBroker, CeleryBrokerSpec, ReclaimPolicy};
 pub use condition::{ConditionType, Reason};
 pub use connection::{ClientCertificateRef, Connection, SecretKeyRef, Tls, Transport};

@@ -12,3 +12,5 @@ mod owner;
 mod rabbitmq;
 #[path = "run/redis.rs"]
 mod redis;
+#[path = "run/repair.rs"]
+mod repair;

@@ -6,6 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::SecretKeyRef;
 use crate::Period;
 use crate::quantity::{ByteSize, period_between, size_between};
 
@@ -32,6 +33,10 @@ pub struct CelerySettings {
     /// RabbitMQ only: the queue in which events wait for the monitor.
     #[serde(default)]
     pub event_queue: EventQueue,
+    /// Where Celery keeps the results of tasks. Kanchi reads there what became of tasks whose events it missed. Unset: only
+    /// the workers are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_backend: Option<ResultBackend>,
 }
 
 impl Default for CelerySettings {
@@ -42,8 +47,22 @@ impl Default for CelerySettings {
             enable_events: yes(),
             global_key_prefix: String::new(),
             event_queue: EventQueue::default(),
+            result_backend: None,
         }
     }
+}
+
+/// Celery's result backend, on Redis. Kanchi only reads there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultBackend {
+    /// Key of a Secret in the same namespace that holds the whole URL with its credentials, as Celery's `result_backend`.
+    /// Schemes: redis, rediss. A rediss URL is verified as `connection.tls` says.
+    pub url_secret_ref: SecretKeyRef,
+    /// `result_backend_transport_options["global_keyprefix"]`. Empty: none.
+    #[serde(default)]
+    #[schemars(length(max = 200))]
+    pub global_key_prefix: String,
 }
 
 /// Kanchi's own event queue on RabbitMQ: durable, bounded, and deleted by the broker when it is no longer used.

@@ -82,6 +82,11 @@ impl Command {
         Self::new("stats")
     }
 
+    /// Asks which of these tasks the worker has, and whether they run there.
+    pub fn query_task(ids: &[&str]) -> Self {
+        Self::new("query_task").with("ids", ids)
+    }
+
     /// Asks which queues the worker consumes.
     pub fn active_queues() -> Self {
         Self::new("active_queues")

@@ -7,5 +7,6 @@ pub(crate) mod channels;
 pub(crate) mod commands;
 pub(crate) mod control;
 pub(crate) mod events;
+pub(crate) mod results;
 pub(crate) mod sampler;
 mod wire;

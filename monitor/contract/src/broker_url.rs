@@ -44,6 +44,16 @@ pub enum BrokerUrlError {
     BadCharacter,
 }
 
+impl BrokerUrlError {
+    /// Returns which rule was broken, for a URL that is not a broker's.
+    pub fn rule(&self) -> String {
+        let text = self.to_string();
+        text.strip_prefix("failed to read the broker URL: ")
+            .unwrap_or(&text)
+            .to_owned()
+    }
+}
+
 /// A family of brokers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {

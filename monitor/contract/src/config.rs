@@ -28,6 +28,9 @@ pub struct MonitorConfig {
     pub read_only: bool,
     /// Celery's own settings of this deployment.
     pub celery: Celery,
+    /// Where the results of tasks are, for the repair of gaps; absent: the workers alone are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_backend: Option<ResultBackend>,
     /// Which queues are sampled, and how often.
     pub queues: Queues,
     /// When a worker counts as offline.
@@ -71,6 +74,14 @@ pub struct Celery {
     pub global_key_prefix: String,
     /// RabbitMQ: the queue in which events wait for the monitor.
     pub event_queue: EventQueue,
+}
+
+/// Celery's result backend; its URL is in a file of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultBackend {
+    /// Redis: `result_backend_transport_options["global_keyprefix"]`, as the user wrote it.
+    pub global_key_prefix: String,
 }
 
 /// The monitor's own queue on RabbitMQ.
@@ -185,6 +196,7 @@ mod tests {
                     expires_seconds: 86_400,
                 },
             },
+            result_backend: None,
             queues: Queues {
                 include: vec!["billing".into()],
                 sample_interval_seconds: 15,
@@ -212,6 +224,16 @@ mod tests {
     fn what_the_operator_renders_is_what_the_monitor_reads() {
         let text = sample().to_yaml().unwrap();
         assert_eq!(MonitorConfig::from_yaml(&text).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_result_backend_is_rendered_only_where_there_is_one() {
+        assert!(!sample().to_yaml().unwrap().contains("resultBackend"));
+        let mut config = sample();
+        config.result_backend = Some(ResultBackend {
+            global_key_prefix: "acme".into(),
+        });
+        assert_eq!(MonitorConfig::from_yaml(&config.to_yaml().unwrap()).unwrap(), config);
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub mod config;
 pub use broker_url::{BrokerUrl, BrokerUrlError, Encryption, Transport, Verification};
 pub use config::{
     Celery, ConfigError, EventQueue, EventQueueType, Identity, MonitorConfig, PayloadStore, Payloads, Queues,
-    Retention, Workers,
+    ResultBackend, Retention, Workers,
 };
 
 /// Directory where the operator mounts the broker's Secret in a monitor pod.
@@ -37,6 +37,8 @@ pub mod file {
     pub const BROKER_CERT: &str = "broker-tls.crt";
     /// Key of the client certificate, PEM.
     pub const BROKER_KEY: &str = "broker-tls.key";
+    /// URL of the result backend with its credentials.
+    pub const RESULT_BACKEND_URL: &str = "result-backend-url";
     /// Postgres URL with the credentials of this broker's own role.
     pub const STORE_URL: &str = "store-url";
     /// Certificate authorities for Postgres, PEM.

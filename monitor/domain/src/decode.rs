@@ -12,7 +12,9 @@ use crate::event::{Event, Repair, Repairs};
 use crate::reject::{Reject, RejectReason};
 use crate::time::UnixMicros;
 use build::Builder;
-pub(crate) use build::blank;
+pub(crate) use build::{address, blank};
+pub(crate) use compression::unpack;
+pub(crate) use exception::explain;
 
 mod build;
 mod compression;
@@ -137,7 +139,7 @@ fn unwrap_body<'a>(message: &RawMessage<'a>, limits: &Limits) -> Result<Cow<'a, 
             .into();
     }
     if let Some(name) = message.compression.filter(|name| !name.is_empty()) {
-        let plain = compression::unpack(name, &body, limits.max_decompressed_bytes);
+        let plain = unpack(name, &body, limits.max_decompressed_bytes);
         body = plain
             .map_err(|(reason, detail)| Reject::new(reason, detail, &body))?
             .into();

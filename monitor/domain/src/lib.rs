@@ -9,6 +9,7 @@ mod envelope;
 mod event;
 mod facts;
 mod failure;
+mod found;
 mod orphan;
 mod payload;
 mod progress;
@@ -25,6 +26,7 @@ pub use event::{
 };
 pub use facts::{Absorbed, FactsError, TaskFacts, TaskStep};
 pub use failure::{Failure, Fingerprint, NoFingerprint};
+pub use found::{RecordFault, RunningInfo};
 pub use orphan::Running;
 pub use payload::{PayloadPolicy, PayloadStore};
 pub use progress::ProgressStep;

@@ -14,6 +14,7 @@ use delivery::{Delivery, Phase};
 
 mod attempts;
 mod delivery;
+mod found;
 
 /// A task counts as EXPIRED so long after its `expires`: a start just before it may still be on its way to us.
 pub const EXPIRY_GRACE: Duration = Duration::from_secs(5);
@@ -163,13 +164,21 @@ pub(crate) fn row(facts: &TaskFacts) -> TaskRow {
     row.set_payloads(facts, decisive);
     row.set_error(facts, &life, place);
     row.set_progress(facts, &life, place);
+    found::lay_over(&mut row, facts, &life, place);
     row
 }
 
 /// Returns which process runs the task, as far as its events say.
 pub(crate) fn running(facts: &TaskFacts) -> Option<Running> {
     let life = Life::of(facts.facts());
-    let delivery = decisive(&life, life.newest()).filter(|delivery| delivery.is_running())?;
+    let place = life.newest();
+    let decisive = decisive(&life, place);
+    let Some(delivery) = decisive.filter(|delivery| delivery.is_running()) else {
+        return found::running(facts, &life, place, decisive);
+    };
+    if found::has_ended(facts, &life, place) {
+        return None;
+    }
     let began = delivery.started.or(delivery.received).or(delivery.latest)?;
     Some(Running {
         hostname: Arc::clone(delivery.host),
@@ -235,8 +244,8 @@ impl TaskRow {
                 .facts()
                 .iter()
                 .map(|fact| &fact.key)
-                .filter(|key| key.step.is_told())
                 .chain(facts.all_texts().iter().map(|texts| &texts.key))
+                .filter(|key| key.step.is_told())
         };
         let known = || times().map(|key| key.at).filter(|at| *at != UNKNOWN).map(UnixMicros);
         self.first_event_at = known().min();

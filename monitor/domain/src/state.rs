@@ -102,6 +102,10 @@ pub enum TaskMark {
     Recovered,
     /// Failed for good although it was retried.
     Critical,
+    /// What became of it was not told by its events, but found in the result backend or asked of a worker after a gap.
+    Repaired,
+    /// Nothing is known of it but what the result backend holds: all its events fell into a gap.
+    Incomplete,
 }
 
 impl TaskMark {
@@ -110,6 +114,8 @@ impl TaskMark {
         match self {
             Self::Recovered => "RECOVERED",
             Self::Critical => "CRITICAL",
+            Self::Repaired => "REPAIRED",
+            Self::Incomplete => "INCOMPLETE",
         }
     }
 }

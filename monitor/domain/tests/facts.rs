@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use kanchi_domain::{
-    Absorbed, Event, EventKind, Limits, RawMessage, Running, TaskFacts, TaskState, UnixMicros, decode,
+    Absorbed, Event, EventKind, Limits, RawMessage, Running, RunningInfo, TaskFacts, TaskMark, TaskState, UnixMicros,
+    decode,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -25,6 +26,10 @@ fn decode_all(events: &[Value]) -> Vec<Event> {
 /// Makes Kanchi's own event of one that only calls itself so: on the wire there is none.
 fn finding(told: Event) -> Event {
     let make = match &*told.type_name {
+        "kanchi-task-started" => return found_running(&told),
+        "kanchi-task-succeeded" => return found_result(&told, "SUCCESS"),
+        "kanchi-task-failed" => return found_result(&told, "FAILURE"),
+        "kanchi-task-revoked" => return found_result(&told, "REVOKED"),
         "kanchi-worker-lost" => Event::worker_lost,
         "kanchi-worker-back" => Event::worker_back,
         _ => return told,
@@ -40,7 +45,29 @@ fn finding(told: Event) -> Event {
     make(task, &running, told.timestamp, told.arrived)
 }
 
-const TYPES: [&str; 16] = [
+/// The finding that a record of the result backend makes, with the sender, time and texts of this event.
+fn found_result(told: &Event, status: &str) -> Event {
+    let (task, text) = (told.task_id.clone().unwrap(), told.result.as_deref());
+    let record = json!({
+        "status": status, "date_done": told.timestamp.as_seconds(), "worker": &*told.hostname, "retries": told.retries,
+        "result": if status == "SUCCESS" { json!(text) } else { json!({"exc_type": "E", "exc_message": [text]}) },
+        "name": told.name.as_deref(), "queue": told.queue.as_deref(), "args": [text], "kwargs": {},
+    });
+    let record = serde_json::to_vec(&record).unwrap();
+    Event::found_result(&task, &record, told.arrived).unwrap().unwrap()
+}
+
+/// The finding that this event's sender runs the task.
+fn found_running(told: &Event) -> Event {
+    let info = RunningInfo {
+        name: told.name.as_deref().map(str::to_owned),
+        ..RunningInfo::default()
+    };
+    let task = told.task_id.clone().unwrap();
+    Event::found_running(&task, &told.hostname, told.timestamp, &info, told.arrived)
+}
+
+const TYPES: [&str; 20] = [
     "task-sent",
     "task-received",
     "task-started",
@@ -57,11 +84,19 @@ const TYPES: [&str; 16] = [
     "worker-heartbeat",
     "kanchi-worker-lost",
     "kanchi-worker-back",
+    "kanchi-task-started",
+    "kanchi-task-succeeded",
+    "kanchi-task-failed",
+    "kanchi-task-revoked",
 ];
 
+fn any_event() -> impl Strategy<Value = Value> {
+    any_event_of(0..TYPES.len())
+}
+
 prop_compose! {
-    fn any_event()(
-        kind in 0..TYPES.len(), host in 0..3_u8, pid in 0..2_u8, clock in proptest::option::of(0..6_i64),
+    fn any_event_of(kinds: std::ops::Range<usize>)(
+        kind in kinds, host in 0..3_u8, pid in 0..2_u8, clock in proptest::option::of(0..6_i64),
         at in proptest::option::weighted(0.9, 0..12_i64), retries in proptest::option::of(0..3_u32), flag in any::<bool>(), text in 0..3_u8,
     ) -> Value {
         let mut event = json!({
@@ -166,6 +201,116 @@ fn facts_are_bounded() {
     assert!(facts.encode().len() < 8_192);
     assert!(facts.project().thinned);
     assert!(!absorb(&decode_all(&events(2))).project().thinned);
+}
+
+// === What is found after a gap ===
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the task's own events are, and whatever is found: once they tell how it ended, that is what the row shows.
+    #[test]
+    fn a_finding_changes_nothing_that_events_tell(
+        (told, mixed) in (
+            proptest::collection::vec(any_event_of(0..16), 0..20),
+            proptest::collection::vec(any_event_of(16..20), 1..4),
+        ).prop_flat_map(|(told, found)| {
+            let mixed: Vec<_> = told.iter().cloned().chain(found).collect();
+            (Just(told), Just(mixed).prop_shuffle())
+        }),
+    ) {
+        let (told, both) = (absorb(&decode_all(&told)).project(), absorb(&decode_all(&mixed)).project());
+        if told.is_final() {
+            prop_assert_eq!(&told, &both);
+        }
+        // What is told of the sending, the runs and the deliveries stays as it is in any case.
+        prop_assert_eq!((told.run, told.deliveries, told.sent_at, told.received_at), (both.run, both.deliveries, both.sent_at, both.received_at));
+        prop_assert_eq!((told.first_event_at, told.last_event_at, &told.progress), (both.first_event_at, both.last_event_at, &both.progress));
+        if both.mark.is_some_and(|mark| matches!(mark, TaskMark::Repaired | TaskMark::Incomplete)) {
+            prop_assert!(!told.is_final());
+        } else {
+            prop_assert_eq!(&told, &both, "a row that a finding changed says so");
+        }
+    }
+
+    /// A task whose end fell into a gap has the state that the backend holds; its true end takes that back, whenever it comes.
+    #[test]
+    fn a_repaired_task_is_what_it_would_have_been(
+        kinds in one_attempt(), cut in 0..8_usize, end in prop::sample::select(vec![("task-succeeded", "SUCCESS"), ("task-failed", "FAILURE"), ("task-revoked", "REVOKED")]),
+        order in any::<u64>(),
+    ) {
+        let (end, status) = end;
+        let mut kinds: Vec<&str> = kinds.into_iter().filter(|kind| !matches!(*kind, "task-succeeded" | "task-failed" | "task-revoked" | "task-retried")).collect();
+        kinds.push(end);
+        let told: Vec<Value> = kinds.iter().enumerate().map(|(index, kind)| json!({
+            "type": kind, "hostname": if *kind == "task-sent" { "gen1@h" } else { "w@h" }, "pid": 2, "uuid": "t",
+            "timestamp": 1_795_219_800 + index, "result": "r", "exception": "E('r')", "name": "n", "terminated": false,
+        })).collect();
+        // The record was made a moment before the worker told of the end, or of a start that a fast task overtook.
+        let record = json!({
+            "type": format!("kanchi-{end}"), "hostname": "w@h", "uuid": "t", "result": "r", "name": "n",
+            "timestamp": 1_795_219_800.0 + (kinds.len() - 1) as f64 - 0.001,
+        });
+        let found = decode_all(&[record]);
+        let told = decode_all(&told);
+        let without = &told[..cut.min(told.len() - 1)];
+
+        let repaired = absorb(&[without, &found].concat()).project();
+        prop_assert_eq!(repaired.state.as_str(), status);
+        prop_assert_eq!(repaired.finished_at, Some(found[0].timestamp));
+        prop_assert_eq!(repaired.name.as_deref(), Some("n"));
+        prop_assert_eq!(repaired.mark, Some(if without.is_empty() { TaskMark::Incomplete } else { TaskMark::Repaired }));
+
+        let mut all = [&told[..], &found].concat();
+        let turn = usize::try_from(order % all.len() as u64).unwrap();
+        all.rotate_left(turn);
+        prop_assert_eq!(absorb(&all).project(), absorb(&told).project());
+    }
+}
+
+#[test]
+fn a_task_that_begins_again_is_not_what_its_record_says() {
+    let received = json!({"type": "task-received", "hostname": "w@h", "pid": 2, "uuid": "t", "timestamp": 1_795_219_800, "retries": 0});
+    let done = json!({"type": "kanchi-task-failed", "hostname": "w@h", "uuid": "t", "timestamp": 1_795_219_810, "result": "r"});
+    let mut again = received.clone();
+    again["timestamp"] = json!(1_795_219_820);
+    again["hostname"] = json!("x@h");
+    let row = absorb(&decode_all(&[received.clone(), done.clone(), again])).project();
+    assert_eq!((row.state, row.mark), (TaskState::Received, None));
+    let row = absorb(&decode_all(&[received, done])).project();
+    assert_eq!((row.state, row.mark), (TaskState::Failure, Some(TaskMark::Repaired)));
+    assert_eq!(row.exception_class.as_deref(), Some("E"));
+}
+
+#[test]
+fn a_task_found_running_is_orphaned_with_its_worker_and_healed_by_it() {
+    let received = json!({"type": "task-received", "hostname": "w@h", "pid": 2, "uuid": "t", "timestamp": 1_795_219_800, "retries": 0});
+    let found =
+        json!({"type": "kanchi-task-started", "hostname": "w@h", "uuid": "t", "timestamp": 1_795_219_801, "name": "n"});
+    let mut events = decode_all(&[received, found]);
+    let facts = absorb(&events);
+    let row = facts.project();
+    assert_eq!((row.state, row.mark), (TaskState::Started, Some(TaskMark::Repaired)));
+    let running = facts.running().unwrap();
+    assert_eq!((&*running.hostname, running.lost), ("w@h", None));
+    let task = events[0].task_id.clone().unwrap();
+    events.push(Event::worker_lost(
+        task.clone(),
+        &running,
+        running.latest,
+        UnixMicros(1),
+    ));
+    let facts = absorb(&events);
+    assert_eq!(facts.project().state, TaskState::Orphaned);
+    let lost = facts.running().unwrap();
+    assert!(lost.lost.is_some());
+    events.push(Event::worker_back(
+        task,
+        &lost,
+        UnixMicros(1_795_219_900_000_000),
+        UnixMicros(2),
+    ));
+    assert_eq!(absorb(&events).project().state, TaskState::Started);
 }
 
 // === Celery's own rules as an oracle, for one attempt whose events come in order (wire protocol, section 3.8) ===

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kanchi_broker::{ConnectReason, ConnectionState, GapCause, QueueSample};
 use kanchi_domain::{EventKind, RejectReason, Repair};
-use kanchi_store::ErrorKind;
+use kanchi_store::{ErrorKind, GapRepair};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -78,6 +78,9 @@ pub struct Metrics {
     /// Messages and events that had been stored before.
     pub duplicates: Counter,
     gaps: Family<ReasonLabel, Counter>,
+    gap_repairs: Family<OutcomeLabel, Counter>,
+    gap_repair_failures: Counter,
+    gap_tasks: Family<OutcomeLabel, Counter>,
     /// Seconds from the arrival of the oldest event of the newest batch to its commit.
     pub lag: FloatGauge,
     /// Celery timestamp of the newest event stored.
@@ -136,6 +139,9 @@ impl Metrics {
             refused: Counter::default(),
             duplicates: Counter::default(),
             gaps: Family::default(),
+            gap_repairs: Family::default(),
+            gap_repair_failures: Counter::default(),
+            gap_tasks: Family::default(),
             lag: Gauge::default(),
             last_event: Gauge::default(),
             batch_events: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
@@ -195,6 +201,21 @@ impl Metrics {
             "gaps",
             "Spans of time of which events may be missing, by cause",
             self.gaps.clone(),
+        );
+        r.register(
+            "gap_repairs",
+            "Gaps whose repair has ended, by outcome",
+            self.gap_repairs.clone(),
+        );
+        r.register(
+            "gap_repair_failures",
+            "Times that gaps could not be repaired and were put off",
+            self.gap_repair_failures.clone(),
+        );
+        r.register(
+            "gap_tasks",
+            "Tasks that the repair of gaps was about, by what became of them",
+            self.gap_tasks.clone(),
         );
         r.register("ring_bytes", "Bytes waiting in memory (Redis)", self.ring_bytes.clone());
         r.register(
@@ -319,6 +340,12 @@ impl Metrics {
         for cause in GAP_CAUSES {
             drop(self.gaps.get_or_create(&ReasonLabel { reason: cause.as_str() }));
         }
+        for outcome in ["Done", "Partial", "GivenUp"] {
+            drop(self.gap_repairs.get_or_create(&OutcomeLabel { outcome }));
+        }
+        for outcome in ["repaired", "found", "unknown"] {
+            drop(self.gap_tasks.get_or_create(&OutcomeLabel { outcome }));
+        }
         for state in ["online", "offline", "lost", "unknown"] {
             drop(self.workers.get_or_create(&StateLabel { state }));
         }
@@ -378,6 +405,29 @@ impl Metrics {
     /// A gap was found.
     pub fn gap(&self, cause: GapCause) {
         self.gaps.get_or_create(&ReasonLabel { reason: cause.as_str() }).inc();
+    }
+
+    /// The repair of a gap has ended.
+    pub fn gap_repaired(&self, repair: &GapRepair) {
+        let outcome = match repair.outcome.as_str() {
+            "Done" => "Done",
+            "Partial" => "Partial",
+            _ => "GivenUp",
+        };
+        self.gap_repairs.get_or_create(&OutcomeLabel { outcome }).inc();
+        let tasks = [
+            ("repaired", repair.repaired),
+            ("found", repair.found),
+            ("unknown", repair.unknown),
+        ];
+        for (outcome, count) in tasks {
+            self.gap_tasks.get_or_create(&OutcomeLabel { outcome }).inc_by(count);
+        }
+    }
+
+    /// Gaps could not be repaired just now.
+    pub fn gap_repair_failed(&self) {
+        self.gap_repair_failures.inc();
     }
 
     /// A call to the store failed.

@@ -16,7 +16,9 @@ use crate::commit::{self, Committer};
 use crate::decoder::{self, Decoder};
 use crate::filling::BatchLimits;
 use crate::liveness::{Liveness, Seen};
-use crate::orphans::{self, Orphans};
+use crate::orphans::Orphans;
+use crate::own::Own;
+use crate::repair::{self, Repair};
 use crate::report::{self, Reporter};
 use crate::sampler::Sampler;
 use crate::settings::{Loaded, Settings, watch_directory};
@@ -132,7 +134,8 @@ impl Monitor {
 
         let (acknowledge, acknowledged) = watch::channel(0);
         let (turns, batches) = decoder::turns();
-        let (own, own_events) = mpsc::channel(orphans::WAITING);
+        let (own, own_events) = Own::channel();
+        let (archive, desk) = repair::desk();
         let (sink, source) = if let Some(buffer) = &buffer {
             (
                 Sink::Buffer(Arc::clone(buffer)),
@@ -189,9 +192,20 @@ impl Monitor {
                 Liveness {
                     shared: Arc::clone(&self.shared),
                     settings: settings.clone(),
-                    control: Control::new(spec),
+                    control: Control::new(spec.clone()),
                     shutdown: background.clone(),
                     seen: Seen::default(),
+                }
+                .run(),
+            ),
+            tokio::spawn(
+                Repair {
+                    shared: Arc::clone(&self.shared),
+                    settings: settings.clone(),
+                    control: Control::new(spec),
+                    archive,
+                    events: own.clone(),
+                    shutdown: background.clone(),
                 }
                 .run(),
             ),
@@ -215,6 +229,7 @@ impl Monitor {
                 shutdown: reporter_end.clone(),
                 store,
                 orphans: Orphans::new(own),
+                desk,
                 workers_saved: None,
                 restart_at: (!asked && transport == Transport::Redis).then(|| self.shared.now()),
                 told_complete: None,

@@ -11,14 +11,11 @@ use std::time::Duration;
 
 use kanchi_domain::{Event, Running, TaskFacts, TaskId, UnixMicros};
 use kanchi_store::{Error as StoreError, Held, HeldTask, StoreReporter, Walk};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::own::Own;
 use crate::shared::Shared;
 use crate::workers::Loss;
-
-/// Messages of our own that wait for the decoder. Each holds the tasks of one page.
-pub const WAITING: usize = 4;
 
 /// A turn walks no longer: the heartbeat must not wait behind a large table.
 const WALK_AT_ONCE: Duration = Duration::from_millis(500);
@@ -26,8 +23,7 @@ const WALK_AT_ONCE: Duration = Duration::from_millis(500);
 /// Finds the tasks of workers that were lost or came back.
 #[derive(Debug)]
 pub struct Orphans {
-    events: mpsc::Sender<Vec<Event>>,
-    sent: u64,
+    events: Own,
     job: Option<Job>,
 }
 
@@ -47,12 +43,8 @@ enum Kind {
 
 impl Orphans {
     /// Sends what it finds to the decoder.
-    pub const fn new(events: mpsc::Sender<Vec<Event>>) -> Self {
-        Self {
-            events,
-            sent: 0,
-            job: None,
-        }
+    pub const fn new(events: Own) -> Self {
+        Self { events, job: None }
     }
 
     /// Goes on for a while; call it again and again. An error leaves the walk where it was.
@@ -66,18 +58,17 @@ impl Orphans {
         if !shared.is_caught_up() {
             return Ok(());
         }
-        if self.job.is_none() && shared.own_messages_stored() >= self.sent {
+        if self.job.is_none() && self.events.is_stored(shared) {
             self.job = Job::next(shared, grace);
         }
         let until = Instant::now() + WALK_AT_ONCE;
         while let Some(job) = self.job.as_mut().filter(|_| Instant::now() < until) {
             // Taken first: what was looked up must not be looked up again because the decoder is busy.
-            let Ok(place) = self.events.try_reserve() else { break };
+            let Some(place) = self.events.try_place() else { break };
             let page = store.held(&job.workers, job.held(), &job.walk).await?;
             let events = job.events(&page.tasks, shared);
             if !events.is_empty() {
                 place.send(events);
-                self.sent += 1;
             }
             if let Some(next) = page.next {
                 job.walk = next;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::buffer::Buffer;
 use crate::orphans::Orphans;
+use crate::repair::Desk;
 use crate::sampler::Samples;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
@@ -59,6 +60,8 @@ pub struct Reporter {
     pub store: Option<StoreReporter>,
     /// Finds the tasks of workers that were lost or came back.
     pub orphans: Orphans,
+    /// What the repair of gaps asks of the store.
+    pub desk: Desk,
     /// When workers were written last.
     pub workers_saved: Option<Instant>,
     /// Redis: the store could not be asked at the start where the last process stopped; since when this one listens.
@@ -78,6 +81,7 @@ impl Reporter {
             tokio::select! {
                 () = self.shutdown.cancelled() => break,
                 () = self.shared.heartbeat_due.notified() => next_heartbeat = Instant::now(),
+                () = self.desk.asked() => {}
                 () = tokio::time::sleep_until(next_heartbeat.min(Instant::now() + TICK)) => {}
             }
             let shutdown = self.shutdown.clone();
@@ -140,6 +144,7 @@ impl Reporter {
         if let Some(store) = self.store.as_mut() {
             let grace = self.settings.borrow().orphan_grace();
             self.orphans.turn(store, &self.shared, grace).await?;
+            self.desk.serve(store).await?;
         }
         if *next_settle <= Instant::now() {
             self.forget_workers().await?;

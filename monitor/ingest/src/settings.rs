@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kanchi_broker::{BrokerConnectSpec, SecretUrl, TlsFiles};
-use kanchi_contract::{MonitorConfig, PayloadStore as ConfiguredStore, file};
+use kanchi_contract::{BrokerUrlError, MonitorConfig, PayloadStore as ConfiguredStore, ResultBackend, Transport, file};
 use kanchi_domain::{PayloadPolicy, PayloadStore};
 use kanchi_store::{RetentionClass, RetentionPolicy, StoreUrl};
 use tokio::sync::watch;
@@ -27,12 +27,13 @@ pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 const CURRENT: &str = "..data";
 
 /// The files that are read; the operator may mount others.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     file::CONFIG,
     file::BROKER_URL,
     file::BROKER_CA,
     file::BROKER_CERT,
     file::BROKER_KEY,
+    file::RESULT_BACKEND_URL,
     file::STORE_URL,
     file::STORE_CA,
 ];
@@ -54,7 +55,10 @@ pub enum Error {
     Config(#[source] kanchi_contract::ConfigError),
     /// The broker's URL was refused.
     #[error("failed to parse {}", file::BROKER_URL)]
-    BrokerUrl(#[source] kanchi_contract::BrokerUrlError),
+    BrokerUrl(#[source] BrokerUrlError),
+    /// The result backend's URL was refused.
+    #[error("failed to parse {}: {}", file::RESULT_BACKEND_URL, .0.rule())]
+    ResultBackendUrl(BrokerUrlError),
     /// The store's URL was refused.
     #[error("failed to parse {}", file::STORE_URL)]
     StoreUrl(#[source] kanchi_store::Error),
@@ -76,6 +80,8 @@ pub struct Settings {
     pub config: MonitorConfig,
     /// How to reach the broker.
     pub broker: BrokerConnectSpec,
+    /// How to read the result backend, if there is one: URL and prefix are its own, all else is the broker's.
+    pub results: Option<BrokerConnectSpec>,
     /// How to reach Postgres.
     pub store: StoreUrl,
     /// Classes of new rows.
@@ -145,6 +151,14 @@ impl Settings {
             read_only: config.read_only,
             broker_key: config.broker.id(),
         };
+        let results = match &config.result_backend {
+            Some(backend) => Some(results(
+                backend,
+                &broker,
+                &snapshot.text(directory, file::RESULT_BACKEND_URL)?,
+            )?),
+            None => None,
+        };
         let retention = retention(&config)?;
         let payloads = PayloadPolicy {
             store: match config.payloads.store {
@@ -157,11 +171,24 @@ impl Settings {
         Ok(Self {
             config,
             broker,
+            results,
             store,
             retention,
             payloads,
         })
     }
+}
+
+fn results(backend: &ResultBackend, broker: &BrokerConnectSpec, url: &str) -> Result<BrokerConnectSpec, Error> {
+    let url = SecretUrl::parse(url.trim()).map_err(Error::ResultBackendUrl)?;
+    if url.transport() != Transport::Redis {
+        let scheme = url.scheme().to_owned();
+        return Err(Error::ResultBackendUrl(BrokerUrlError::UnsupportedScheme(scheme)));
+    }
+    let mut spec = broker.clone();
+    spec.url = url;
+    spec.celery.global_key_prefix.clone_from(&backend.global_key_prefix);
+    Ok(spec)
 }
 
 fn retention(config: &MonitorConfig) -> Result<RetentionPolicy, Error> {

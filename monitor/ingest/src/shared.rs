@@ -42,6 +42,8 @@ pub struct Shared {
     workers: Mutex<WorkerTable>,
     queues_seen: Mutex<BTreeSet<String>>,
     gaps: Mutex<VecDeque<GapRow>>,
+    /// Gaps that are stored.
+    gaps_stored: AtomicU64,
     /// The stream had nothing more to give at this moment (milliseconds since the start).
     drained_ms: AtomicU64,
     /// Something came late, or could have, at this moment (milliseconds since the start).
@@ -89,6 +91,7 @@ impl Shared {
             workers: Mutex::default(),
             queues_seen: Mutex::default(),
             gaps: Mutex::default(),
+            gaps_stored: AtomicU64::new(0),
             drained_ms: AtomicU64::new(0),
             unsettled_ms: AtomicU64::new(0),
             connected: AtomicBool::new(false),
@@ -293,6 +296,12 @@ impl Shared {
     /// This gap is stored.
     pub fn gap_stored(&self, id: Uuid) {
         lock(&self.gaps).retain(|gap| gap.id != id);
+        self.gaps_stored.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many gaps have been stored since the start.
+    pub fn gaps_stored(&self) -> u64 {
+        self.gaps_stored.load(Ordering::Relaxed)
     }
 
     /// A client published to this queue.

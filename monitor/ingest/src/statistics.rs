@@ -274,6 +274,10 @@ impl Tally {
             | EventKind::WorkerOther
             | EventKind::WorkerLost
             | EventKind::WorkerBack
+            | EventKind::FoundStarted
+            | EventKind::FoundSucceeded
+            | EventKind::FoundFailed
+            | EventKind::FoundRevoked
             | EventKind::Custom => return,
         };
         // A call is sent by a client.

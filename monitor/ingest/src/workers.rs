@@ -340,6 +340,13 @@ impl WorkerTable {
         counts
     }
 
+    /// Returns workers that are online or may be, at most so many.
+    pub fn reachable(&self, limit: usize) -> Vec<String> {
+        let may_answer = |worker: &Worker| matches!(worker.state, WorkerState::Online | WorkerState::Unknown);
+        let workers = self.workers.iter().filter(|(_, worker)| may_answer(worker));
+        workers.map(|(hostname, _)| hostname.to_string()).take(limit).collect()
+    }
+
     /// Returns where a worker stands.
     pub fn state_of(&self, hostname: &str) -> Option<WorkerState> {
         self.workers.get(hostname).map(|worker| worker.state)

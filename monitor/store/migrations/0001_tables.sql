@@ -313,6 +313,16 @@ create table kanchi.gap (
     cause text not null,
     estimated_events bigint,
     noted_at timestamptz not null default now(),
+    -- What its repair came to; all null until that has ended, well or badly.
+    repaired_at timestamptz,
+    -- Done, Partial or GivenUp.
+    repair_outcome text,
+    -- Tasks whose end was found, tasks that were not known at all, tasks of which nobody knows any more than before.
+    tasks_repaired bigint,
+    tasks_found bigint,
+    tasks_unknown bigint,
+    -- What bounded or failed it.
+    repair_note text,
     primary key (broker_id, gap_id)
 );
 create index gap_from on kanchi.gap (broker_id, from_at);

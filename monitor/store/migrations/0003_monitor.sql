@@ -135,6 +135,42 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
         to_at = excluded.to_at, cause = excluded.cause, estimated_events = excluded.estimated_events
 $$;
 
+-- What the repair of gaps came to; the first word is the last.
+create function kanchi.save_repairs(p_repairs jsonb) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    update kanchi.gap g set repaired_at = clock_timestamp(), repair_outcome = left(r.outcome, 64),
+        tasks_repaired = r.repaired, tasks_found = r.found, tasks_unknown = r.unknown, repair_note = left(r.note, 1024)
+    from jsonb_to_recordset(p_repairs) as r (id uuid, outcome text, repaired bigint, found bigint, unknown bigint, note text)
+    where g.broker_id = kanchi.current_broker() and g.gap_id = r.id and g.repaired_at is null
+$$;
+
+-- One page of a walk over the live tasks that have not ended, in the order in which they were first seen: see kanchi.held.
+create function kanchi.unended(p_before bigint, p_after bigint, p_after_id text, p_scan integer)
+returns table (first_seen bigint, task_id text, state text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+    after timestamptz := kanchi.micros(p_after);
+begin
+    return query select (extract(epoch from page.first_seen_at) * 1000000)::bigint, page.task_id,
+            case when page.is_open then page.state end
+        from (
+            select l.*, lead(l.task_id) over (order by l.first_seen_at, l.task_id) is null as is_last,
+                l.state not in ('SUCCESS', 'FAILURE', 'REVOKED', 'REJECTED', 'EXPIRED') as is_open
+            from (
+                select k.first_seen_at, k.task_id, k.state from kanchi.task_live k
+                where k.broker_id::bigint = b and k.first_seen_at >= after and k.first_seen_at < kanchi.micros(p_before)
+                    and (k.first_seen_at, k.task_id) > (after, p_after_id)
+                order by k.first_seen_at, k.task_id
+                limit least(p_scan, 10000)) as l
+        ) as page
+        where page.is_open or page.is_last
+        order by 1, 2;
+end $$;
+
 create function kanchi.save_dead_letters(p_letters jsonb) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare

@@ -36,7 +36,8 @@ begin
         'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',
         'take_live(text[])',
         'held(text[], boolean, bigint, text, integer)', 'forget_workers(text[])',
-        'beat(jsonb)', 'save_queues(bigint, jsonb, boolean)', 'save_workers(jsonb, boolean)', 'previous()', 'save_gaps(jsonb)']
+        'beat(jsonb)', 'save_queues(bigint, jsonb, boolean)', 'save_workers(jsonb, boolean)', 'previous()', 'save_gaps(jsonb)',
+        'save_repairs(jsonb)', 'unended(bigint, bigint, text, integer)']
     loop
         execute format('grant execute on function kanchi.%s to %I', item, p_role);
     end loop;

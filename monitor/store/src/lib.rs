@@ -30,8 +30,8 @@ pub use admin::{
 pub use error::{Error, ErrorKind, Result};
 pub use kanchi_domain::UnixMicros;
 pub use model::{
-    Batch, BatchHead, DeadLetter, EventChunk, FailureDelta, GapRow, Heartbeat, LastFailure, LiveTask, QueueRow,
-    TaskChanges, WorkerRow,
+    Batch, BatchHead, DeadLetter, EventChunk, FailureDelta, GapRepair, GapRow, Heartbeat, KnownGap, LastFailure,
+    LiveTask, PendingGap, QueueRow, TaskChanges, WorkerRow,
 };
 pub use query::{
     FailureGroup, FailureOrder, FailurePage, PageRequest, StoreQuery, TaskFilter, TaskName, TaskOrder, TaskPage,
@@ -42,7 +42,8 @@ pub use retention::{RetentionClass, RetentionPolicy};
 pub use statistics::{RolledUp, StatisticDelta};
 pub use url::StoreUrl;
 pub use writer::{
-    Ending, Epoch, Held, HeldPage, HeldTask, Previous, Settled, StoreReporter, StoreWriter, Stored, Walk,
+    Ending, Epoch, Held, HeldPage, HeldTask, OpenPage, OpenTask, Previous, Settled, StoreReporter, StoreWriter, Stored,
+    Walk,
 };
 
 /// Version of the schema that this build writes; [`StoreAdmin::migrate`] brings a database there.

@@ -160,6 +160,39 @@ pub struct GapRow {
     pub estimated_events: Option<u64>,
 }
 
+/// What the repair of a gap came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GapRepair {
+    /// `Done`, `Partial` or `GivenUp`.
+    pub outcome: String,
+    /// Tasks whose end was found in the result backend.
+    pub repaired: u64,
+    /// Tasks that lie wholly inside the gap and were found in the result backend.
+    pub found: u64,
+    /// Tasks that had not ended as far as is known, and of which neither the result backend nor a worker knows.
+    pub unknown: u64,
+    /// What bounded or failed it, for people and without credentials; cut at 1 kB.
+    pub note: Option<String>,
+}
+
+/// A gap and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownGap {
+    /// The gap.
+    pub gap: GapRow,
+    /// When its repair ended, by the server's clock, and what it came to; `None` while it has not.
+    pub repair: Option<(UnixMicros, GapRepair)>,
+}
+
+/// A gap whose repair has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingGap {
+    /// The gap; closed.
+    pub gap: GapRow,
+    /// Since when the store knows of it, in seconds.
+    pub known_seconds: u64,
+}
+
 /// One look at one queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QueueRow {

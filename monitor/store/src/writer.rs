@@ -9,6 +9,7 @@ mod copy;
 mod held;
 mod history;
 mod json;
+mod repair;
 mod reporter;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 pub(crate) use copy::head;
 pub use held::{Held, HeldPage, HeldTask, Walk};
+pub use repair::{OpenPage, OpenTask};
 pub use reporter::{Previous, Settled, StoreReporter};
 
 use crate::connection::{Link, within};

@@ -152,6 +152,7 @@ fn config(key: BrokerKey) -> MonitorConfig {
                 expires_seconds: 86_400,
             },
         },
+        result_backend: None,
         queues: Queues {
             include: vec!["celery".into()],
             sample_interval_seconds: 1,

@@ -308,11 +308,7 @@ impl<'l> Builder<'l> {
 
     /// A queue or routing key, without the prefix of delayed delivery.
     fn address(&mut self, value: Scalar<'_>) -> Option<Arc<str>> {
-        let name = self.name(value)?;
-        match name.split_at_checked(DELAY_PREFIX) {
-            Some((prefix, rest)) if is_delay_prefix(prefix.as_bytes()) => Some(rest.into()),
-            _ => Some(name),
-        }
+        address(&self.name(value)?)
     }
 
     fn text(&mut self, value: Scalar<'_>) -> Option<Arc<str>> {
@@ -344,6 +340,16 @@ impl<'l> Builder<'l> {
                 short.into()
             }
         }
+    }
+}
+
+/// Returns a queue or routing key without the prefix of delayed delivery.
+pub(crate) fn address(name: &Arc<str>) -> Option<Arc<str>> {
+    match name.split_at_checked(DELAY_PREFIX) {
+        Some((prefix, rest)) if is_delay_prefix(prefix.as_bytes()) => {
+            Some(rest).filter(|rest| !rest.is_empty()).map(Arc::from)
+        }
+        _ => Some(Arc::clone(name)),
     }
 }
 

@@ -10,7 +10,7 @@ const XZ_MEMORY: u64 = 20 << 20;
 const ZSTD_WINDOW_LOG: u32 = 24;
 
 /// Unpacks `bytes` as the header `compression` says, to at most `max` bytes.
-pub(super) fn unpack(name: &str, bytes: &[u8], max: usize) -> Result<Vec<u8>, (RejectReason, String)> {
+pub(crate) fn unpack(name: &str, bytes: &[u8], max: usize) -> Result<Vec<u8>, (RejectReason, String)> {
     match name {
         // Python says gzip and writes zlib; others write what they say.
         "application/x-gzip" | "gzip" | "zlib" if bytes.starts_with(&[0x1f, 0x8b]) => {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// Returns a better text than `told`, if `told` says nothing and the traceback does, and the exception's class.
-pub(super) fn explain<'a>(
+pub(crate) fn explain<'a>(
     told: Option<&'a str>,
     traceback: Option<&'a str>,
 ) -> (Option<Cow<'a, str>>, Option<Cow<'a, str>>) {

@@ -133,7 +133,7 @@ pub(crate) fn time_of_text(text: &str) -> Option<UnixMicros> {
 }
 
 /// Returns the text of kombu's marked values, `{"__type__": …, "__value__": …}`: times, decimals, UUIDs, bytes.
-fn unmark(json: &str) -> Option<String> {
+pub(crate) fn unmark(json: &str) -> Option<String> {
     if !json.starts_with("{\"__type__\":") {
         return None;
     }

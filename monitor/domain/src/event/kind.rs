@@ -43,11 +43,19 @@ pub enum EventKind {
     WorkerLost,
     /// `kanchi-worker-back`: that process lives after all. Kanchi's own.
     WorkerBack,
+    /// `kanchi-task-started`: a worker says that the task runs. Kanchi's own, see [`super::Event::found_running`].
+    FoundStarted,
+    /// `kanchi-task-succeeded`: so the result backend. Kanchi's own, see [`super::Event::found_result`].
+    FoundSucceeded,
+    /// `kanchi-task-failed`: so the result backend. Kanchi's own.
+    FoundFailed,
+    /// `kanchi-task-revoked`: so the result backend. Kanchi's own.
+    FoundRevoked,
 }
 
 impl EventKind {
     /// All kinds, for metrics that start at zero.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::TaskSent,
         Self::TaskReceived,
         Self::TaskStarted,
@@ -67,6 +75,10 @@ impl EventKind {
         Self::Custom,
         Self::WorkerLost,
         Self::WorkerBack,
+        Self::FoundStarted,
+        Self::FoundSucceeded,
+        Self::FoundFailed,
+        Self::FoundRevoked,
     ];
 
     /// Returns the kind of a `type` on the wire. Kanchi's own kinds are never among them: an event that calls itself so is an
@@ -122,6 +134,10 @@ impl EventKind {
             Self::Custom => "custom",
             Self::WorkerLost => "kanchi-worker-lost",
             Self::WorkerBack => "kanchi-worker-back",
+            Self::FoundStarted => "kanchi-task-started",
+            Self::FoundSucceeded => "kanchi-task-succeeded",
+            Self::FoundFailed => "kanchi-task-failed",
+            Self::FoundRevoked => "kanchi-task-revoked",
         }
     }
 
@@ -144,7 +160,11 @@ impl EventKind {
             | Self::WorkerHeartbeat
             | Self::WorkerOffline
             | Self::WorkerLost
-            | Self::WorkerBack => self.as_str().into(),
+            | Self::WorkerBack
+            | Self::FoundStarted
+            | Self::FoundSucceeded
+            | Self::FoundFailed
+            | Self::FoundRevoked => self.as_str().into(),
         }
     }
 
@@ -163,7 +183,11 @@ impl EventKind {
             | Self::TaskProgress
             | Self::TaskSteps
             | Self::WorkerLost
-            | Self::WorkerBack => true,
+            | Self::WorkerBack
+            | Self::FoundStarted
+            | Self::FoundSucceeded
+            | Self::FoundFailed
+            | Self::FoundRevoked => true,
             Self::TaskCustom
             | Self::WorkerOnline
             | Self::WorkerHeartbeat
@@ -188,6 +212,14 @@ impl EventKind {
 
     /// Says whether events of this kind are Kanchi's own findings, and never come from the wire.
     pub const fn is_own(self) -> bool {
-        matches!(self, Self::WorkerLost | Self::WorkerBack)
+        matches!(
+            self,
+            Self::WorkerLost
+                | Self::WorkerBack
+                | Self::FoundStarted
+                | Self::FoundSucceeded
+                | Self::FoundFailed
+                | Self::FoundRevoked
+        )
     }
 }

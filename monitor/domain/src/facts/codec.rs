@@ -273,7 +273,7 @@ impl Reader<'_> {
 }
 
 fn step_of(number: u8) -> Option<Step> {
-    const STEPS: [Step; 14] = [
+    const STEPS: [Step; 18] = [
         Step::Sent,
         Step::Received,
         Step::Started,
@@ -288,6 +288,10 @@ fn step_of(number: u8) -> Option<Step> {
         Step::Steps,
         Step::Lost,
         Step::Back,
+        Step::FoundStarted,
+        Step::FoundSucceeded,
+        Step::FoundFailed,
+        Step::FoundRevoked,
     ];
     STEPS.into_iter().find(|step| *step as u8 == number)
 }

@@ -30,6 +30,8 @@ impl<'f> Life<'f> {
             match fact.key.step {
                 Step::Sent => sent.push((Place::default(), index, fact)),
                 Step::Lost | Step::Back => lanes.judge(index, fact),
+                // They come into play when all that was told does not say how the task ended.
+                Step::FoundStarted | Step::FoundSucceeded | Step::FoundFailed | Step::FoundRevoked => {}
                 Step::Received
                 | Step::Started
                 | Step::Custom

@@ -52,7 +52,15 @@ impl Phase {
             Step::Revoked => Self::Revoked,
             Step::Failed => Self::Failure,
             Step::Succeeded => Self::Success,
-            Step::Sent | Step::Progress | Step::Steps | Step::Lost | Step::Back => Self::Waiting,
+            Step::Sent
+            | Step::Progress
+            | Step::Steps
+            | Step::Lost
+            | Step::Back
+            | Step::FoundStarted
+            | Step::FoundSucceeded
+            | Step::FoundFailed
+            | Step::FoundRevoked => Self::Waiting,
         }
     }
 }
@@ -153,7 +161,11 @@ impl<'f> Delivery<'f> {
             | Step::Progress
             | Step::Steps
             | Step::Lost
-            | Step::Back => {}
+            | Step::Back
+            | Step::FoundStarted
+            | Step::FoundSucceeded
+            | Step::FoundFailed
+            | Step::FoundRevoked => {}
         }
         let new = Phase::of(fact);
         // An end that is told twice ended the first time.

@@ -5,7 +5,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use crate::error::{During, Result};
-use crate::model::{GapRow, QueueRow, WorkerRow};
+use crate::model::{GapRepair, GapRow, KnownGap, QueueRow, WorkerRow};
 use crate::query::StoreQuery;
 
 /// Most entries of one page.
@@ -128,12 +128,14 @@ impl StoreQuery {
         Ok(rows.iter().map(one).collect())
     }
 
-    /// Returns the gaps of a broker that began before `before`, newest first; at most `limit` and 1,000.
-    pub async fn gaps(&self, broker_key: i32, before: UnixMicros, limit: u16) -> Result<Vec<GapRow>> {
+    /// Returns the gaps of a broker, and what their repair came to, that began before `before`, newest first; at most `limit` and 1,000.
+    pub async fn gaps(&self, broker_key: i32, before: UnixMicros, limit: u16) -> Result<Vec<KnownGap>> {
         const OPERATION: &str = "list gaps";
         let mut connection = self.acquire(OPERATION).await?;
         let query = sqlx::query(
-            "select gap_id, kanchi.unix_micros(from_at), kanchi.unix_micros(to_at), cause, estimated_events from kanchi.gap
+            "select gap_id, kanchi.unix_micros(from_at), kanchi.unix_micros(to_at), cause, estimated_events,
+                kanchi.unix_micros(repaired_at), repair_outcome, tasks_repaired, tasks_found, tasks_unknown, repair_note
+             from kanchi.gap
              where broker_id = $1 and from_at < kanchi.micros($2)
              order by from_at desc limit $3",
         );
@@ -144,14 +146,31 @@ impl StoreQuery {
             .fetch_all(&mut *connection)
             .await
             .during(OPERATION)?;
-        let one = |row: &PgRow| GapRow {
+        Ok(rows.iter().map(known_gap).collect())
+    }
+}
+
+fn known_gap(row: &PgRow) -> KnownGap {
+    let number = |column: usize| row.get::<Option<i64>, _>(column).map(i64::unsigned_abs);
+    let repair = |at: i64| {
+        let repair = GapRepair {
+            outcome: row.get::<Option<String>, _>(6).unwrap_or_default(),
+            repaired: number(7).unwrap_or(0),
+            found: number(8).unwrap_or(0),
+            unknown: number(9).unwrap_or(0),
+            note: row.get(10),
+        };
+        (UnixMicros(at), repair)
+    };
+    KnownGap {
+        gap: GapRow {
             id: row.get(0),
             from: UnixMicros(row.get(1)),
             to: row.get::<Option<i64>, _>(2).map(UnixMicros),
             cause: row.get(3),
-            estimated_events: row.get::<Option<i64>, _>(4).map(i64::unsigned_abs),
-        };
-        Ok(rows.iter().map(one).collect())
+            estimated_events: number(4),
+        },
+        repair: row.get::<Option<i64>, _>(5).map(repair),
     }
 }
 

@@ -21,8 +21,8 @@ pub enum Held {
 /// How far a walk over the live tasks has got; it begins with the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Walk {
-    first_seen: i64,
-    task_id: String,
+    pub(super) first_seen: i64,
+    pub(super) task_id: String,
 }
 
 /// A task and its encoded facts.

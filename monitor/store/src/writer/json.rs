@@ -4,7 +4,7 @@ use kanchi_domain::UnixMicros;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::model::{DeadLetter, FailureDelta, GapRow, Heartbeat, QueueRow, WorkerRow};
+use crate::model::{DeadLetter, FailureDelta, GapRepair, GapRow, Heartbeat, QueueRow, WorkerRow};
 use crate::writer::copy::{clamped, head};
 
 /// Newest dead letters of one batch that are worth sending: the store keeps a thousand in all.
@@ -90,6 +90,20 @@ pub(super) fn gaps(gaps: &[GapRow]) -> Option<Value> {
         })
     };
     array(gaps.iter().map(one).collect())
+}
+
+pub(super) fn repairs(repairs: &[(Uuid, GapRepair)]) -> Option<Value> {
+    let one = |(id, repair): &(Uuid, GapRepair)| {
+        json!({
+            "id": id,
+            "outcome": repair.outcome,
+            "repaired": count(repair.repaired),
+            "found": count(repair.found),
+            "unknown": count(repair.unknown),
+            "note": repair.note.as_deref().map(|note| head(note, 1024).replace('\0', "\u{fffd}")),
+        })
+    };
+    array(repairs.iter().map(one).collect())
 }
 
 pub(super) fn queues(queues: &[QueueRow]) -> Option<Value> {

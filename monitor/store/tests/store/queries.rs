@@ -2,7 +2,8 @@
 
 use kanchi_domain::{TaskState, UnixMicros};
 use kanchi_store::{
-    EventChunk, GapRow, PageRequest, QueueRow, StoreQuery, TaskFilter, TaskOrder, TaskSummary, TimeField, Words,
+    EventChunk, GapRow, KnownGap, PageRequest, QueueRow, StoreQuery, TaskFilter, TaskOrder, TaskSummary, TimeField,
+    Words,
 };
 use uuid::Uuid;
 
@@ -536,7 +537,8 @@ async fn workers_queues_and_gaps_are_listed() {
         m.key.0
     ));
     let query = query(&world).await;
-    assert_eq!(query.gaps(m.key.0, now(), 10).await.unwrap(), [gap]);
+    let known = query.gaps(m.key.0, now(), 10).await.unwrap();
+    assert_eq!(known, [KnownGap { gap, repair: None }]);
     assert!(query.gaps(other, now(), 10).await.unwrap().is_empty());
     let queues = query.queues(None, None, 10).await.unwrap();
     assert_eq!(

@@ -116,6 +116,10 @@ pub fn needs(spec: &CeleryBrokerSpec) -> Vec<Need> {
             need(&reference.name, &reference.private_key_key, field, file::BROKER_KEY);
         }
     }
+    if let Some(backend) = &spec.celery.result_backend {
+        let (reference, field) = (&backend.url_secret_ref, "celery.resultBackend.urlSecretRef");
+        need(&reference.name, &reference.key, field, file::RESULT_BACKEND_URL);
+    }
     needs
 }
 
@@ -215,7 +219,7 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kanchi_crds::{ClientCertificateRef, Connection, SecretKeyRef, Tls};
+    use kanchi_crds::{ClientCertificateRef, Connection, ResultBackend, SecretKeyRef, Tls};
 
     fn reference(name: &str, key: &str) -> SecretKeyRef {
         SecretKeyRef {
@@ -225,7 +229,7 @@ mod tests {
     }
 
     fn spec() -> CeleryBrokerSpec {
-        CeleryBrokerSpec::new(Connection {
+        let mut spec = CeleryBrokerSpec::new(Connection {
             url: None,
             url_secret_ref: Some(reference("orders", "url")),
             tls: Some(Tls {
@@ -236,7 +240,12 @@ mod tests {
                     private_key_key: "tls.key".into(),
                 }),
             }),
-        })
+        });
+        spec.celery.result_backend = Some(ResultBackend {
+            url_secret_ref: reference("orders", "backend"),
+            global_key_prefix: String::new(),
+        });
+        spec
     }
 
     #[test]
@@ -250,6 +259,7 @@ mod tests {
             ("ca", "ca.crt", "broker-ca.crt"),
             ("client", "tls.crt", "broker-tls.crt"),
             ("client", "tls.key", "broker-tls.key"),
+            ("orders", "backend", "result-backend-url"),
         ];
         assert_eq!(
             files,

@@ -239,10 +239,14 @@ pub(super) fn explain(outcome: &Result<Next, Error>, facts: &mut Facts) {
                 validate::Error::Url(_) | validate::Error::TlsOfPlainUrl { .. } | validate::Error::NoUrl => {
                     Reason::InvalidSpec
                 }
-                validate::Error::UnsupportedTransport(_) => Reason::UnsupportedTransport,
+                validate::Error::UnsupportedTransport(_) | validate::Error::UnsupportedResultBackend { .. } => {
+                    Reason::UnsupportedTransport
+                }
                 validate::Error::TransportChanged { .. } => Reason::TransportChanged,
                 validate::Error::Duplicate { .. } => Reason::DuplicateBroker,
-                validate::Error::SecretUrl { .. } | validate::Error::NotPem { .. } => {
+                validate::Error::SecretUrl { .. }
+                | validate::Error::NotPem { .. }
+                | validate::Error::ResultBackendUrl { .. } => {
                     facts.references = no(Reason::SecretValueInvalid, error);
                     return;
                 }

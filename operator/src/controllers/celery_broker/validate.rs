@@ -38,6 +38,29 @@ pub enum Error {
         /// Which key.
         key: String,
     },
+    /// The result backend's URL is wrong.
+    #[error(
+        "failed to read the URL of spec.celery.resultBackend: {}; correct key {key} of Secret {secret}",
+        source.rule()
+    )]
+    ResultBackendUrl {
+        /// Which Secret.
+        secret: String,
+        /// Which key.
+        key: String,
+        /// What is wrong.
+        #[source]
+        source: BrokerUrlError,
+    },
+    /// A result backend that is not Redis.
+    #[error(
+        "failed to accept spec.celery.resultBackend: the scheme of its URL is {scheme}, and only redis and rediss can be \
+         read; remove the field, then gaps are repaired with what the workers answer"
+    )]
+    UnsupportedResultBackend {
+        /// The URL's scheme.
+        scheme: String,
+    },
     /// TLS settings for a plain connection.
     #[error(
         "failed to accept spec.connection.tls: the URL's scheme is {scheme}, which is not encrypted; use {instead}"
@@ -99,10 +122,12 @@ pub struct Validated {
     pub endpoint: String,
     /// The URL as the monitor gets it.
     pub url: SecretText,
-    /// Files beside the URL: certificates.
+    /// Files beside the URL: certificates, the result backend's URL.
     pub files: Vec<(&'static str, SecretText)>,
     /// Celery's settings.
     pub celery: contract::Celery,
+    /// Celery's result backend, if it is to be read.
+    pub result_backend: Option<contract::ResultBackend>,
     /// Queue sampling.
     pub queues: contract::Queues,
     /// Worker liveness.
@@ -142,6 +167,8 @@ pub fn validate(broker: &CeleryBroker, found: &Dereferenced) -> Result<Validated
         });
     }
     let celery = celery(broker);
+    let mut files = certificates(broker, found)?;
+    let result_backend = result_backend::validate(spec, found, &mut files)?;
     Ok(Validated {
         child: names::child(&name),
         uid: broker.metadata.uid.clone().unwrap_or_default(),
@@ -151,9 +178,10 @@ pub fn validate(broker: &CeleryBroker, found: &Dereferenced) -> Result<Validated
         transport,
         endpoint: url.endpoint(),
         url: text,
-        files: certificates(broker, found)?,
+        files,
         watches: watches(&namespace, &url, &celery),
         celery,
+        result_backend,
         queues: contract::Queues {
             include: spec.queues.include.clone(),
             sample_interval_seconds: spec.queues.sample_interval.seconds(),
@@ -341,13 +369,14 @@ impl Error {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Url(_) | Self::TlsOfPlainUrl { .. } | Self::NoUrl => "InvalidSpec",
-            Self::SecretUrl { .. } | Self::NotPem { .. } => "SecretValueInvalid",
-            Self::UnsupportedTransport(_) => "UnsupportedTransport",
+            Self::SecretUrl { .. } | Self::NotPem { .. } | Self::ResultBackendUrl { .. } => "SecretValueInvalid",
+            Self::UnsupportedTransport(_) | Self::UnsupportedResultBackend { .. } => "UnsupportedTransport",
             Self::TransportChanged { .. } => "TransportChanged",
             Self::Duplicate { .. } => "DuplicateBroker",
         }
     }
 }
 
+mod result_backend;
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ pub(super) fn build(meta: &Meta<'_>, grant: &Grant) -> Result<Secret> {
         broker_key: grant.key.0,
         read_only: validated.read_only,
         celery: validated.celery.clone(),
+        result_backend: validated.result_backend.clone(),
         queues: validated.queues.clone(),
         workers: validated.workers.clone(),
         payloads: validated.payloads.clone(),

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kanchi_crds::{CeleryBrokerSpec, Connection};
+use kanchi_contract::file;
+use kanchi_crds::{CeleryBrokerSpec, Connection, ResultBackend};
 use kanchi_store::{BrokerKey, RoleMode};
 
 use super::*;
@@ -131,9 +132,16 @@ fn settings_of_the_resource_reach_the_pod() {
 fn no_credential_leaves_the_secret() {
     let mut broker = broker("orders");
     broker.spec.connection.url = Some("amqp://canary:canary@rabbit".into());
-    let validated = validate(&broker, &Dereferenced::default()).unwrap();
+    broker.spec.celery.result_backend = Some(ResultBackend::default());
+    let found = Dereferenced {
+        values: [(file::RESULT_BACKEND_URL, SecretText::new("redis://:canary@cache/3"))].into(),
+    };
+    let validated = validate(&broker, &found).unwrap();
     let grant = Grant::for_tests(BrokerKey(1), None, "postgres://canary:canary@db/kanchi", Some("canary"));
     let built = build(&broker, &validated, &grant, &settings()).unwrap();
+    let data = built.secret.data.clone().unwrap();
+    assert_eq!(data[file::RESULT_BACKEND_URL].0, b"redis://:canary@cache/3");
+    assert!(!String::from_utf8_lossy(&data[file::CONFIG].0).contains("canary"));
     let Children {
         service,
         network_policy,

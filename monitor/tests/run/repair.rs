@@ -1,0 +1,220 @@
+//! Gaps with a real Celery: tasks that end, or live and end, while no monitor listens, and what is found out about them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kanchi_contract::{ResultBackend, file};
+use kanchi_test_servers::celery::{Celery, NEWEST, Worker, WorkerOptions};
+use kanchi_test_servers::postgres::Postgres;
+use kanchi_test_servers::rabbitmq::Rabbitmq;
+use kanchi_test_servers::redis::{Redis, RedisOptions};
+
+use crate::rig::{MonitorProcess, Rig};
+
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// In the backend's URL; must appear nowhere.
+const CANARY: &str = "canary-of-the-backend";
+
+/// A store, a monitor, an application with a result backend, and a worker with two slots.
+struct Scene {
+    rig: Rig,
+    monitor: MonitorProcess,
+    celery: Celery,
+    worker: Worker,
+}
+
+impl Scene {
+    /// `told`: the monitor knows the backend.
+    async fn new(broker_url: &str, backend: &str, busy_seconds: &str, told: bool) -> Result<Self> {
+        let rig = Rig::new(Postgres::start_new()?, broker_url).await?;
+        if told {
+            rig.write(file::RESULT_BACKEND_URL, backend)?;
+            rig.write_config(|config| config.result_backend = Some(ResultBackend::default()))?;
+        }
+        let mut monitor = rig.monitor(&[])?;
+        monitor.connected()?;
+        let celery = Celery::install(NEWEST, broker_url)
+            .await?
+            .with("BUSY_SECONDS", busy_seconds)
+            .with("RESULT_BACKEND", backend);
+        let options = WorkerOptions {
+            queues: "orders".into(),
+            ..WorkerOptions::default()
+        };
+        let worker = celery.start_worker(&options).await?;
+        let mut scene = Self {
+            rig,
+            monitor,
+            celery,
+            worker,
+        };
+        let rig = &scene.rig;
+        scene.monitor.until("the worker is online", PATIENCE, |_| {
+            rig.sql("select state from kanchi.worker")
+                .is_ok_and(|state| state.trim() == "online")
+        })?;
+        Ok(scene)
+    }
+
+    async fn publish(&self, kind: &str) -> Result<String> {
+        let published = self.celery.publish(kind, 1).await?;
+        Ok(published.first().context("nothing was published")?.id.clone())
+    }
+
+    fn until_state(&mut self, id: &str, wanted: &str) -> Result<()> {
+        let rig = &self.rig;
+        self.monitor
+            .until(&format!("{id} is {wanted}"), PATIENCE, |_| state(rig, id) == wanted)
+    }
+
+    /// Waits until the application says that a task has ended.
+    async fn until_done(&self, id: &str) -> Result<()> {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !self.celery.shop(&["results"]).await?.contains(id) {
+            anyhow::ensure!(std::time::Instant::now() < deadline, "{id} does not end");
+        }
+        Ok(())
+    }
+
+    fn until_repaired(&mut self) -> Result<String> {
+        let rig = &self.rig;
+        let sql = "select concat_ws(' ', repair_outcome, tasks_repaired, tasks_found, tasks_unknown, repair_note)
+            from kanchi.gap where cause = 'MonitorRestart' and repaired_at is not null";
+        let told = || rig.sql(sql).unwrap_or_default().trim().to_owned();
+        self.monitor
+            .until("the gap is repaired", PATIENCE, |_| !told().is_empty())?;
+        Ok(told())
+    }
+}
+
+fn state(rig: &Rig, id: &str) -> String {
+    let row = rig.sql(&format!(
+        "select state from kanchi.task_live where task_id = '{id}' union all select state from kanchi.task where task_id = '{id}' limit 1"
+    ));
+    row.unwrap_or_default().trim().to_owned()
+}
+
+/// Returns state, mark, name, queue and result of a task in history.
+fn settled(rig: &Rig, id: &str) -> String {
+    let sql =
+        format!("select concat_ws('|', state, mark, name, queue, result) from kanchi.task where task_id = '{id}'");
+    rig.sql(&sql).unwrap_or_default().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_while_nobody_listened_is_read_from_the_result_backend() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let cache = Redis::with(RedisOptions {
+        password: Some(CANARY.into()),
+        ..RedisOptions::default()
+    })?;
+    let mut scene = Scene::new(&redis.url(0), &cache.url(3), "8", true).await?;
+    let busy = scene.publish("busy").await?;
+    scene.until_state(&busy, "STARTED")?;
+    scene.monitor.kill()?;
+    // One that lies wholly inside the gap, and the end of the other.
+    let inside = scene.publish("success").await?;
+    scene.until_done(&inside).await?;
+    scene.until_done(&busy).await?;
+    scene.monitor = scene.rig.monitor(&[])?;
+    assert_eq!(scene.until_repaired()?, "Done 1 1 0");
+    // Nothing was known of it before, so that it is in history at once; the other one is live until it settles.
+    let row = settled(&scene.rig, &inside);
+    assert!(row.starts_with("SUCCESS|INCOMPLETE|shop.tasks."), "{row}");
+    assert!(row.contains("|orders|"), "{row}");
+    assert_eq!(state(&scene.rig, &busy), "SUCCESS");
+    let found = scene.rig.sql(&format!(
+        "select e ->> 'type', e ->> 'told_by', e ? 'result' from kanchi.event_chunk c, jsonb_array_elements(convert_from(events, 'UTF8')::jsonb) e
+         where c.task_id = '{busy}' and e ? 'told_by'"
+    ))?;
+    assert_eq!(found.trim(), "kanchi-task-succeeded|kanchi|t");
+    let metric = |series: &str| scene.monitor.metric(&format!("kanchi_monitor_gap_{series}"));
+    assert_eq!(metric("repairs_total{outcome=\"Done\"}"), Some(1.0));
+    assert_eq!(metric("tasks_total{outcome=\"repaired\"}"), Some(1.0));
+    assert_eq!(metric("tasks_total{outcome=\"found\"}"), Some(1.0));
+    let shown = [
+        scene.monitor.whole_log(),
+        scene.monitor.metrics()?,
+        scene.rig.sql("select * from kanchi.gap")?,
+    ];
+    assert!(shown.iter().all(|text| !text.contains(CANARY)), "a secret is shown");
+    scene.worker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_away_is_asked_again() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let mut cache = Redis::with(RedisOptions {
+        password: Some(CANARY.into()),
+        ..RedisOptions::default()
+    })?;
+    let mut scene = Scene::new(&redis.url(0), &cache.url(0), "1", true).await?;
+    scene.monitor.kill()?;
+    let inside = scene.publish("busy").await?;
+    scene.until_done(&inside).await?;
+    cache.stop();
+    scene.monitor = scene.rig.monitor(&[])?;
+    scene.monitor.until("the repair has failed", PATIENCE, |monitor| {
+        monitor
+            .metric("kanchi_monitor_gap_repair_failures_total")
+            .unwrap_or_default()
+            > 0.0
+    })?;
+    // Its contents are gone with it; what counts is that it is asked.
+    cache.start()?;
+    assert_eq!(scene.until_repaired()?, "Done 0 0 0");
+    assert!(!scene.monitor.whole_log().contains(CANARY), "a secret in the log");
+    scene.worker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_event_queue_is_repaired_from_a_redis_backend() -> Result<()> {
+    let rabbit = Rabbitmq::start_new()?;
+    let cache = Redis::start_new()?;
+    let mut scene = Scene::new(&rabbit.url(), &cache.url(0), "8", true).await?;
+    let busy = scene.publish("busy").await?;
+    scene.until_state(&busy, "STARTED")?;
+    scene.monitor.kill()?;
+    scene.until_done(&busy).await?;
+    let names = rabbit.ctl(&["list_queues", "--quiet", "--no-table-headers", "name"])?;
+    let queue = names
+        .lines()
+        .find(|name| name.contains("kanchi"))
+        .context("no event queue")?;
+    rabbit.ctl(&["delete_queue", queue])?;
+    scene.monitor = scene.rig.monitor(&[])?;
+    scene.until_state(&busy, "SUCCESS")?;
+    let rig = &scene.rig;
+    scene.monitor.until("the gap is repaired", PATIENCE, |_| {
+        let sql = "select count(*) from kanchi.gap where cause = 'QueueExpired' and repair_outcome = 'Done' and tasks_repaired = 1";
+        rig.sql(sql).is_ok_and(|count| count.trim() == "1")
+    })?;
+    scene.worker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_result_backend_the_workers_say_what_runs() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let mut scene = Scene::new(&redis.url(0), &redis.url(3), "25", false).await?;
+    // Both slots are taken, so that the third task is received and no more. While nobody listens the others end, and it begins.
+    let (first, second) = (scene.publish("busy").await?, scene.publish("busy").await?);
+    scene.until_state(&first, "STARTED")?;
+    scene.until_state(&second, "STARTED")?;
+    let third = scene.publish("busy").await?;
+    scene.until_state(&third, "RECEIVED")?;
+    scene.monitor.kill()?;
+    scene.until_done(&first).await?;
+    scene.until_done(&second).await?;
+    scene.monitor = scene.rig.monitor(&[])?;
+    let repaired = scene.until_repaired()?;
+    assert_eq!(
+        repaired,
+        "Partial 0 0 2 there is no result backend: only the workers were asked"
+    );
+    assert_eq!(state(&scene.rig, &third), "STARTED");
+    assert_eq!(state(&scene.rig, &first), "STARTED", "nobody knows what became of it");
+    // Its true end is told, and takes the finding back.
+    scene.until_state(&third, "SUCCESS")?;
+    scene.worker.stop().await
+}
