@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kanchi_contract::{ResultBackend, file};
+use kanchi_domain::TaskMark;
 use kanchi_test_servers::celery::{Celery, NEWEST, Worker, WorkerOptions};
 use kanchi_test_servers::postgres::Postgres;
 use kanchi_test_servers::rabbitmq::Rabbitmq;
@@ -95,11 +96,12 @@ fn state(rig: &Rig, id: &str) -> String {
     row.unwrap_or_default().trim().to_owned()
 }
 
-/// Returns state, mark, name, queue and result of a task in history.
-fn settled(rig: &Rig, id: &str) -> String {
-    let sql =
-        format!("select concat_ws('|', state, mark, name, queue, result) from kanchi.task where task_id = '{id}'");
-    rig.sql(&sql).unwrap_or_default().trim().to_owned()
+/// Returns state, mark, name, queue and worker of a task.
+async fn shown(rig: &Rig, id: &str) -> Result<String> {
+    let row = rig.row(id).await?.context("no such task")?;
+    let mark = row.mark.map(TaskMark::as_str);
+    let texts = [row.name, row.queue, row.worker.map(|_| "a worker".into())].map(|text| text.unwrap_or_default());
+    Ok(format!("{} {} {}", row.state, mark.unwrap_or("-"), texts.join(" ")))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,11 +121,10 @@ async fn what_ended_while_nobody_listened_is_read_from_the_result_backend() -> R
     scene.until_done(&busy).await?;
     scene.monitor = scene.rig.monitor(&[])?;
     assert_eq!(scene.until_repaired()?, "Done 1 1 0");
-    // Nothing was known of it before, so that it is in history at once; the other one is live until it settles.
-    let row = settled(&scene.rig, &inside);
-    assert!(row.starts_with("SUCCESS|INCOMPLETE|shop.tasks."), "{row}");
-    assert!(row.contains("|orders|"), "{row}");
-    assert_eq!(state(&scene.rig, &busy), "SUCCESS");
+    let inside = shown(&scene.rig, &inside).await?;
+    assert_eq!(inside, "SUCCESS INCOMPLETE shop.tasks.add orders a worker");
+    let ended = shown(&scene.rig, &busy).await?;
+    assert_eq!(ended, "SUCCESS REPAIRED shop.tasks.hang orders a worker");
     let found = scene.rig.sql(&format!(
         "select e ->> 'type', e ->> 'told_by', e ? 'result' from kanchi.event_chunk c, jsonb_array_elements(convert_from(events, 'UTF8')::jsonb) e
          where c.task_id = '{busy}' and e ? 'told_by'"
@@ -161,9 +162,9 @@ async fn a_backend_that_is_away_is_asked_again() -> Result<()> {
             .unwrap_or_default()
             > 0.0
     })?;
-    // Its contents are gone with it; what counts is that it is asked.
     cache.start()?;
-    assert_eq!(scene.until_repaired()?, "Done 0 0 0");
+    assert_eq!(scene.until_repaired()?, "Done 0 1 0");
+    assert_eq!(state(&scene.rig, &inside), "SUCCESS");
     assert!(!scene.monitor.whole_log().contains(CANARY), "a secret in the log");
     scene.worker.stop().await
 }
@@ -177,17 +178,13 @@ async fn a_lost_event_queue_is_repaired_from_a_redis_backend() -> Result<()> {
     scene.until_state(&busy, "STARTED")?;
     scene.monitor.kill()?;
     scene.until_done(&busy).await?;
-    let names = rabbit.ctl(&["list_queues", "--quiet", "--no-table-headers", "name"])?;
-    let queue = names
-        .lines()
-        .find(|name| name.contains("kanchi"))
-        .context("no event queue")?;
-    rabbit.ctl(&["delete_queue", queue])?;
+    let queue = scene.rig.sql("select event_queue from kanchi.heartbeat")?;
+    rabbit.ctl(&["delete_queue", queue.trim()])?;
     scene.monitor = scene.rig.monitor(&[])?;
     scene.until_state(&busy, "SUCCESS")?;
     let rig = &scene.rig;
     scene.monitor.until("the gap is repaired", PATIENCE, |_| {
-        let sql = "select count(*) from kanchi.gap where cause = 'QueueExpired' and repair_outcome = 'Done' and tasks_repaired = 1";
+        let sql = "select count(*) from kanchi.gap where repair_outcome = 'Done' and tasks_repaired = 1";
         rig.sql(sql).is_ok_and(|count| count.trim() == "1")
     })?;
     scene.worker.stop().await
@@ -212,9 +209,12 @@ async fn without_a_result_backend_the_workers_say_what_runs() -> Result<()> {
         repaired,
         "Partial 0 0 2 there is no result backend: only the workers were asked"
     );
-    assert_eq!(state(&scene.rig, &third), "STARTED");
+    let third_found = shown(&scene.rig, &third).await?;
+    assert_eq!(third_found, "STARTED REPAIRED shop.tasks.hang orders a worker");
     assert_eq!(state(&scene.rig, &first), "STARTED", "nobody knows what became of it");
     // Its true end is told, and takes the finding back.
     scene.until_state(&third, "SUCCESS")?;
+    let third = shown(&scene.rig, &third).await?;
+    assert_eq!(third, "SUCCESS - shop.tasks.hang orders a worker");
     scene.worker.stop().await
 }

@@ -4,14 +4,15 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use kanchi_contract::{
     Celery, EventQueue, EventQueueType, Identity, MonitorConfig, PayloadStore, Payloads, Queues, Retention, Workers,
     file,
 };
-use kanchi_store::{BrokerKey, BrokerSpec, RetentionPolicy, StoreAdmin, StoreUrl};
+use kanchi_domain::TaskRow;
+use kanchi_store::{BrokerKey, BrokerSpec, RetentionPolicy, StoreAdmin, StoreQuery, StoreUrl, UnixMicros};
 use kanchi_test_servers::postgres::Postgres;
 
 pub(crate) const PASSWORD: &str = "canary-password-of-a-monitor";
@@ -83,6 +84,17 @@ impl Rig {
     /// Returns the directory of a spool.
     pub(crate) fn spool(&self, name: &str) -> std::path::PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Returns a task as users see it now.
+    pub(crate) async fn row(&self, id: &str) -> Result<Option<TaskRow>> {
+        let owner = StoreUrl::parse(std::fs::read_to_string(self.owner_url())?.trim())?;
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
+        let found = StoreQuery::connect(&owner)
+            .await?
+            .task(None, id, UnixMicros(now))
+            .await?;
+        Ok(found.into_iter().next().map(|task| task.row))
     }
 
     fn owner_url(&self) -> std::path::PathBuf {
