@@ -41,7 +41,10 @@ pub use reader::{StoreReader, StoredTask};
 pub use retention::{RetentionClass, RetentionPolicy};
 pub use statistics::{RolledUp, StatisticDelta};
 pub use url::StoreUrl;
-pub use writer::{Epoch, Held, HeldPage, HeldTask, Previous, Settled, StoreReporter, StoreWriter, Stored, Walk};
+pub use writer::{
+    Epoch, Held, HeldPage, HeldTask, Holder, Lease, Previous, Settled, StoreReporter, StoreWriter, Stored, TakenOver,
+    Walk,
+};
 
 /// Version of the schema that this build writes; [`StoreAdmin::migrate`] brings a database there.
 pub const SCHEMA_VERSION: i32 = migration::LATEST;
