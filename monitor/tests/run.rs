@@ -4,6 +4,11 @@
 #[path = "run/rig.rs"]
 mod rig;
 
+#[path = "faults/ledger.rs"]
+mod ledger;
+#[path = "faults/publisher.rs"]
+mod publisher;
+
 #[path = "run/orphans.rs"]
 mod orphans;
 #[path = "run/owner.rs"]
@@ -12,3 +17,5 @@ mod owner;
 mod rabbitmq;
 #[path = "run/redis.rs"]
 mod redis;
+#[path = "run/standby.rs"]
+mod standby;
