@@ -1,13 +1,15 @@
 //! `kanchi-monitor run`: one broker, until SIGTERM.
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kanchi_ingest::commit::Error as RunError;
+use kanchi_ingest::settings::Loaded;
 use kanchi_ingest::{Metrics, Monitor, MonitorLimits, Settings, Shared, error_chain};
 use kanchi_runtime::{AdminServer, BuildInfo, Health, LogControl, clock, process, shutdown, telemetry};
 use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
 use crate::{BAD_CONFIGURATION, REPLACED};
@@ -41,20 +43,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     }
     let mut registry = Registry::default();
     process::register(&mut registry, build);
-    let shared = Arc::new(Shared::new(Metrics::register(&mut registry), clock::now_micros));
-    let monitor = Monitor {
-        config_directory: args.config_dir.clone(),
-        spool_directory: args.spool_dir.clone(),
-        limits: MonitorLimits {
-            spool_bytes: args.spool_bytes,
-            grace: Duration::from_secs(args.drain_seconds),
-            ..MonitorLimits::default()
-        },
-        shared,
-        instance: args.instance.clone(),
-        version: build.version.to_owned(),
-        loaded,
-    };
+    let metrics = Arc::new(Metrics::register(&mut registry));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         // Only the configuration's files are read there.
@@ -63,7 +52,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         .build();
     match runtime {
         Ok(runtime) => {
-            let code = runtime.block_on(serve(args, monitor, Arc::new(registry), log));
+            let code = runtime.block_on(serve(args, loaded, metrics, Arc::new(registry), log));
             // A task that does not end must not hold up the process.
             runtime.shutdown_timeout(Duration::from_secs(1));
             code
@@ -75,7 +64,30 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     }
 }
 
-async fn serve(args: &RunArgs, monitor: Monitor, registry: Arc<Registry>, log: LogControl) -> ExitCode {
+/// Returns a monitor that begins anew; only the metrics go on.
+fn monitor(args: &RunArgs, loaded: Loaded, metrics: &Arc<Metrics>) -> Monitor {
+    Monitor {
+        config_directory: args.config_dir.clone(),
+        spool_directory: args.spool_dir.clone(),
+        limits: MonitorLimits {
+            spool_bytes: args.spool_bytes,
+            grace: Duration::from_secs(args.drain_seconds),
+            ..MonitorLimits::default()
+        },
+        shared: Arc::new(Shared::new(Arc::clone(metrics), clock::now_micros)),
+        instance: args.instance.clone(),
+        version: BuildInfo::of("kanchi-monitor").version.to_owned(),
+        loaded,
+    }
+}
+
+async fn serve(
+    args: &RunArgs,
+    loaded: Loaded,
+    metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
+    log: LogControl,
+) -> ExitCode {
     let token = match shutdown::on_signal() {
         Ok(token) => token,
         Err(error) => return failed(&error),
@@ -88,7 +100,7 @@ async fn serve(args: &RunArgs, monitor: Monitor, registry: Arc<Registry>, log: L
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    let broker = &monitor.loaded.settings;
+    let broker = &loaded.settings;
     tracing::info!(
         broker.namespace = broker.config.broker.namespace,
         broker.name = broker.config.broker.name,
@@ -98,21 +110,8 @@ async fn serve(args: &RunArgs, monitor: Monitor, registry: Arc<Registry>, log: L
     );
     // Ready means that the configuration was read; broker and store are conditions, not probes.
     health.set_ready();
-    let pulse = health.pulse("runtime", STUCK_AFTER);
-    let beating = tokio::spawn(async move {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tick.tick().await;
-            pulse.beat();
-        }
-    });
-    let level = log.clone();
-    let in_force = std::sync::Mutex::new(monitor.loaded.settings.config.log_level.clone());
-    let result = monitor
-        .run(token.clone(), move |settings| {
-            follow_log_level(settings, &level, &in_force);
-        })
-        .await;
+    let beating = tokio::spawn(beat(health.clone(), Arc::clone(&metrics)));
+    let result = watch_broker(args, loaded, &metrics, &log, &token).await;
     health.set_not_ready();
     token.cancel();
     beating.abort();
@@ -134,9 +133,46 @@ async fn serve(args: &RunArgs, monitor: Monitor, registry: Arc<Registry>, log: L
     }
 }
 
+/// Tells the probes that the runtime turns, and whether another monitor writes.
+async fn beat(health: Health, metrics: Arc<Metrics>) {
+    let pulse = health.pulse("runtime", STUCK_AFTER);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        pulse.beat();
+        health.set_standing_by(metrics.stands_by());
+    }
+}
+
+/// Runs the monitor until it ends; one of several that another has followed stands by again.
+async fn watch_broker(
+    args: &RunArgs,
+    mut loaded: Loaded,
+    metrics: &Arc<Metrics>,
+    log: &LogControl,
+    token: &CancellationToken,
+) -> Result<(), RunError> {
+    let in_force = Arc::new(Mutex::new(loaded.settings.config.log_level.clone()));
+    loop {
+        let (level, in_force) = (log.clone(), Arc::clone(&in_force));
+        let follow = move |settings: &Settings| follow_log_level(settings, &level, &in_force);
+        let monitor = monitor(args, loaded.clone(), metrics);
+        let result = monitor.run(token.clone(), follow).await;
+        if let Ok(newest) = Settings::load(&args.config_dir) {
+            loaded = newest;
+        }
+        match result {
+            Err(RunError::Fenced) if loaded.settings.has_standby() && !token.is_cancelled() => {
+                tracing::warn!("another monitor has taken over; standing by");
+            }
+            result => return result,
+        }
+    }
+}
+
 /// A level set by hand stays until the configuration's own level changes.
-fn follow_log_level(settings: &Settings, log: &LogControl, in_force: &std::sync::Mutex<String>) {
-    let mut in_force = in_force.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+fn follow_log_level(settings: &Settings, log: &LogControl, in_force: &Mutex<String>) {
+    let mut in_force = in_force.lock().unwrap_or_else(PoisonError::into_inner);
     if *in_force == settings.config.log_level {
         return;
     }

@@ -4,6 +4,11 @@
 #[path = "run/rig.rs"]
 mod rig;
 
+#[path = "faults/ledger.rs"]
+mod ledger;
+#[path = "faults/publisher.rs"]
+mod publisher;
+
 #[path = "run/orphans.rs"]
 mod orphans;
 #[path = "run/owner.rs"]
@@ -14,3 +19,5 @@ mod rabbitmq;
 mod redis;
 #[path = "run/repair.rs"]
 mod repair;
+#[path = "run/standby.rs"]
+mod standby;

@@ -32,9 +32,9 @@ pub struct Found {
     pub observation: Observation,
     /// Version of the StatefulSet.
     pub stateful_set: Option<String>,
-    /// Version of the pod, if there is one.
-    pub pod: Option<String>,
-    /// Hash of the Secret that the pod was told of.
+    /// Versions of the pods, of those that there are.
+    pub pods: Vec<Option<String>>,
+    /// Hash of the Secret that the pods were told of.
     pub config_hash: String,
 }
 

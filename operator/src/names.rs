@@ -72,9 +72,9 @@ fn starts_with_a_letter(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_lowercase())
 }
 
-/// Returns the name of the monitor's only pod.
-pub fn pod(child: &str) -> String {
-    format!("{child}-0")
+/// Returns the name of one of the monitor's pods, counted from 0.
+pub fn pod(child: &str, number: usize) -> String {
+    format!("{child}-{number}")
 }
 
 /// Returns the smallest set of labels that selects the pods of one monitor. Never a version: it cannot be changed later.

@@ -122,6 +122,8 @@ names! {
         RolledOut,
         /// The monitor is being replaced.
         RollingOut,
+        /// The monitor works, but the one that would take over from it is not ready.
+        StandbyNotReady,
         /// The new image waits until other monitors have it.
         WaitingForTurn,
         /// The monitor cannot use its newest configuration and goes on with the one before.

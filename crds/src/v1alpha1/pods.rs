@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MonitorPods {
+    /// Monitors: one writes, a second one stands by and takes over when the first ends (within about two seconds) or is gone
+    /// (within about fifteen). On Redis the second one hears what the first one misses; RabbitMQ keeps it in any case. Both
+    /// need the memory of one.
+    #[schemars(range(min = 1, max = 2))]
+    pub replicas: u8,
     /// Processor and memory. What is unset comes from the operator: requests of 50m and 64Mi, a memory limit of 128Mi.
     pub resources: Resources,
     /// Labels a node must carry. Empty: any node.
@@ -30,6 +35,7 @@ pub struct MonitorPods {
 impl Default for MonitorPods {
     fn default() -> Self {
         Self {
+            replicas: 1,
             resources: Resources::default(),
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),

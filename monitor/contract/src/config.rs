@@ -39,6 +39,9 @@ pub struct MonitorConfig {
     pub payloads: Payloads,
     /// How long rows are kept.
     pub retention: Retention,
+    /// Monitors of this broker, one of which writes: with more than one a process stands by until no other writes, and the
+    /// writer keeps what a successor needs.
+    pub replicas: u8,
     /// `tracing` filter, for example `info`.
     pub log_level: String,
 }
@@ -216,6 +219,7 @@ mod tests {
                 events_days: 7,
                 statistics_days: 365,
             },
+            replicas: 1,
             log_level: "info".into(),
         }
     }

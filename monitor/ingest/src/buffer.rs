@@ -4,8 +4,11 @@
 //! slow or away fills the ring, then the spool; once something lies in the spool everything newer goes there too, so that
 //! order is kept, until it was read back. When the spool is full as well, the newest messages are dropped, counted, and
 //! the span becomes a gap.
+//!
+//! While another monitor writes, this one stands by: its ring drops the oldest, which that one has long stored, and knows
+//! since when it is whole.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,6 +16,7 @@ use kanchi_broker::{Gap, GapCause};
 use kanchi_domain::UnixMicros;
 use tokio::sync::Notify;
 
+use crate::message::digest_of;
 use crate::spool::{Appended, Position, Spool};
 
 /// Bytes that a waiting message takes besides its body.
@@ -27,10 +31,10 @@ pub struct Waiting {
     pub body: Bytes,
     /// When it was read from the connection.
     pub arrived: UnixMicros,
-    /// It comes from the spool of an earlier process and may be committed already.
-    pub replayed: bool,
-    /// It comes from the spool: a later process may read it again.
-    pub spooled: bool,
+    /// An earlier process, or the monitor that wrote before, may have committed it already.
+    pub maybe_stored: bool,
+    /// A later process may read it again from the spool, or another monitor has it, too.
+    pub may_repeat: bool,
 }
 
 /// How full the buffer is.
@@ -71,6 +75,16 @@ struct Inner {
     dropping: Option<Dropping>,
     gaps: Vec<Gap>,
     closed: bool,
+    /// Another monitor writes.
+    standing_by: bool,
+    /// Another monitor may read the same: digests must be kept.
+    keep_digests: bool,
+    /// Standing by: since when nothing is missing in the ring. `None`: there was no connection yet.
+    whole_since: Option<UnixMicros>,
+    /// What arrived until then may have been stored by the monitor that wrote before.
+    doubtful_until: UnixMicros,
+    /// A gap begins here and ends with the first connection.
+    owed: Option<UnixMicros>,
 }
 
 #[derive(Debug)]
@@ -94,8 +108,96 @@ impl Buffer {
                 dropping: None,
                 gaps: Vec::new(),
                 closed: false,
+                standing_by: false,
+                keep_digests: false,
+                whole_since: None,
+                doubtful_until: UnixMicros(i64::MIN),
+                owed: None,
             }),
             filled: Notify::new(),
+        }
+    }
+
+    /// Makes the buffer of a monitor that stands by: the newest `ring_budget` bytes are kept, in memory alone. Nobody reads
+    /// it before [`Self::begin_writing`].
+    pub fn standing_by(ring_budget: usize) -> Self {
+        let buffer = Self::new(ring_budget, None);
+        buffer.lock().standing_by = true;
+        buffer
+    }
+
+    /// Another monitor may read the same: digests of all messages must be kept, not only of spooled ones.
+    pub fn keep_digests(&self, keep: bool) {
+        self.lock().keep_digests = keep;
+    }
+
+    /// This monitor writes from now on. What waits, and what arrives until `doubtful_until`, may have been stored by the one
+    /// before; where the spool holds records of an earlier process, what waits goes behind them. Returns since when the
+    /// ring is whole; `None`: there was no connection yet.
+    pub fn begin_writing(
+        &self,
+        ring_budget: usize,
+        spool: Option<Spool>,
+        doubtful_until: UnixMicros,
+    ) -> Option<UnixMicros> {
+        let mut inner = self.lock();
+        inner.standing_by = false;
+        inner.doubtful_until = doubtful_until;
+        // Without a spool nothing takes what is beyond the budget.
+        if let Some(spool) = spool {
+            inner.ring_budget = ring_budget;
+            let replays = spool.unread_bytes() > 0;
+            inner.spool = Some(spool);
+            if replays {
+                inner.ring_bytes = 0;
+                for (arrived, body) in std::mem::take(&mut inner.ring) {
+                    inner.push(arrived, body);
+                }
+            }
+        }
+        let since = inner.whole_since;
+        drop(inner);
+        self.filled.notify_one();
+        since
+    }
+
+    /// Returns since when nothing is missing in the ring of a monitor that stands by.
+    pub fn whole_since(&self) -> Option<UnixMicros> {
+        self.lock().whole_since
+    }
+
+    /// Tells whether one of the messages in the ring has one of these digests.
+    pub fn holds_any(&self, digests: &HashSet<u128>) -> bool {
+        let inner = self.lock();
+        inner.ring.iter().any(|(_, body)| digests.contains(&digest_of(body)))
+    }
+
+    /// The stream lost something. Tells whether that is no gap, because another monitor writes.
+    pub fn hides(&self, gap: &Gap) -> bool {
+        let mut inner = self.lock();
+        if inner.standing_by {
+            inner.whole_since = inner.whole_since.max(gap.to);
+        }
+        inner.standing_by
+    }
+
+    /// The connection stands; returns the gap that ends with that.
+    pub fn connected(&self, at: UnixMicros) -> Option<Gap> {
+        let mut inner = self.lock();
+        inner.whole_since.get_or_insert(at);
+        let from = inner.owed.take()?;
+        Some(restart_gap(from, at))
+    }
+
+    /// A gap begins at `from` and ends when the ring is whole: returns it if it is, else it is told with the connection.
+    pub fn gap_from(&self, from: UnixMicros) -> Option<Gap> {
+        let mut inner = self.lock();
+        match inner.whole_since {
+            Some(to) => Some(restart_gap(from, to)),
+            None => {
+                inner.owed = Some(from);
+                None
+            }
         }
     }
 
@@ -192,9 +294,25 @@ impl Buffer {
     }
 }
 
+/// Between what one monitor stored and what the next one heard. The clocks of their pods may differ.
+fn restart_gap(from: UnixMicros, to: UnixMicros) -> Gap {
+    Gap {
+        from: from.min(to),
+        to: Some(to),
+        cause: GapCause::MonitorRestart,
+        estimated_events: None,
+    }
+}
+
 impl Inner {
     fn push(&mut self, arrived: UnixMicros, body: Bytes) {
         let size = body.len() + ENTRY_OVERHEAD;
+        if self.standing_by {
+            self.ring_bytes += size;
+            self.ring.push_back((arrived, body));
+            self.drop_oldest();
+            return;
+        }
         let spooling = self.spool.as_ref().is_some_and(|spool| spool.unread_bytes() > 0);
         // Without a spool a message larger than the ring is still taken when nothing else waits.
         let alone = self.spool.is_none() && self.ring.is_empty();
@@ -216,6 +334,16 @@ impl Inner {
         }
     }
 
+    fn drop_oldest(&mut self) {
+        while self.ring_bytes > self.ring_budget && self.ring.len() > 1 {
+            let Some((arrived, body)) = self.ring.pop_front() else {
+                return;
+            };
+            self.ring_bytes = self.ring_bytes.saturating_sub(body.len() + ENTRY_OVERHEAD);
+            self.whole_since = self.whole_since.max(Some(arrived));
+        }
+    }
+
     fn take(&mut self, into: &mut Vec<Waiting>, max_bytes: usize) -> usize {
         let (mut taken, mut bytes) = (0, 0);
         while taken == 0 || bytes < max_bytes {
@@ -234,8 +362,8 @@ impl Inner {
                 tag,
                 body,
                 arrived,
-                replayed,
-                spooled,
+                maybe_stored: replayed || arrived <= self.doubtful_until,
+                may_repeat: spooled || self.keep_digests,
             });
         }
         taken
@@ -385,13 +513,13 @@ mod tests {
             taken
                 .iter()
                 .filter(|message| message.arrived.0 < 20)
-                .all(|message| message.replayed)
+                .all(|message| message.maybe_stored)
         );
         assert!(
             taken
                 .iter()
                 .filter(|message| message.arrived.0 >= 20)
-                .all(|message| !message.replayed)
+                .all(|message| !message.maybe_stored)
         );
     }
 
@@ -408,6 +536,86 @@ mod tests {
             assert_eq!(taken.len(), 1);
             buffer.release_through(taken[0].tag);
         }
+    }
+
+    #[tokio::test]
+    async fn standing_by_it_keeps_the_newest_and_knows_since_when_it_is_whole() {
+        let buffer = Buffer::standing_by(2_000);
+        assert_eq!(buffer.connected(UnixMicros(0)), None);
+        push(&buffer, 1, 4);
+        assert_eq!(buffer.whole_since(), Some(UnixMicros(0)));
+        push(&buffer, 4, 100);
+        let fill = buffer.fill();
+        assert!(fill.ring_bytes <= 2_000 && fill.dropped == 0, "{fill:?}");
+        assert!(
+            buffer.take_gaps(UnixMicros(100), true).is_empty(),
+            "that one stored them"
+        );
+        let since = buffer.whole_since().unwrap();
+        let gap = |from, to| Gap {
+            from: UnixMicros(from),
+            to: Some(UnixMicros(to)),
+            cause: GapCause::SubscriberCut,
+            estimated_events: None,
+        };
+        assert!(buffer.hides(&gap(10, 20)));
+        assert_eq!(buffer.whole_since(), Some(since), "before what it holds");
+        buffer.keep_digests(true);
+        assert_eq!(buffer.begin_writing(2_000, None, UnixMicros(105)), Some(since));
+        assert!(!buffer.hides(&gap(101, 102)), "a gap is one now");
+        push(&buffer, 100, 101);
+        let taken = take_all(&buffer).await;
+        assert_eq!(taken[0].arrived.0, since.0 + 1);
+        assert!(taken.iter().all(|message| message.maybe_stored && message.may_repeat));
+        push(&buffer, 105, 107);
+        let taken = take_all(&buffer).await;
+        assert!(
+            taken[0].maybe_stored && !taken[1].maybe_stored,
+            "later than the writer before"
+        );
+    }
+
+    #[test]
+    fn a_gap_before_the_first_connection_ends_with_it() {
+        let buffer = Buffer::standing_by(2_000);
+        assert_eq!(buffer.begin_writing(2_000, None, UnixMicros(0)), None);
+        assert_eq!(buffer.gap_from(UnixMicros(5)), None);
+        let gap = buffer.connected(UnixMicros(9)).unwrap();
+        assert_eq!((gap.from, gap.to), (UnixMicros(5), Some(UnixMicros(9))));
+        assert_eq!(buffer.connected(UnixMicros(20)), None, "once");
+        // The pods' clocks differ: the writer before was ahead.
+        let gap = buffer.gap_from(UnixMicros(50)).unwrap();
+        assert_eq!((gap.from, gap.to), (UnixMicros(9), Some(UnixMicros(9))));
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_process_spooled_comes_before_what_was_heard_while_standing_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = Buffer::new(500, Some(spool(&directory, 1 << 20)));
+        push(&before, 0, 20);
+        before.close();
+        drop(before);
+        let buffer = Buffer::standing_by(1 << 20);
+        buffer.connected(UnixMicros(20));
+        push(&buffer, 20, 30);
+        buffer.begin_writing(1 << 20, Some(spool(&directory, 1 << 20)), UnixMicros(i64::MIN));
+        push(&buffer, 30, 31);
+        let arrived: Vec<_> = take_all(&buffer)
+            .await
+            .iter()
+            .map(|message| message.arrived.0)
+            .collect();
+        assert_eq!(arrived.last(), Some(&30));
+        assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "{arrived:?}");
+    }
+
+    #[test]
+    fn a_ring_that_holds_what_is_stored_is_told_by_digests() {
+        let buffer = Buffer::standing_by(10_000);
+        buffer.push(UnixMicros(1), Bytes::from_static(b"one"));
+        buffer.push(UnixMicros(2), Bytes::from_static(b"two"));
+        assert!(buffer.holds_any(&[digest_of(b"two"), 7].into()));
+        assert!(!buffer.holds_any(&[digest_of(b"three")].into()));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use foldhash::HashMap;
 use kanchi_domain::Limits;
-use kanchi_store::{BatchHead, Ending, Stored};
+use kanchi_store::{BatchHead, Ending, Epoch, Stored};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,17 @@ pub enum Error {
     Panicked,
 }
 
+/// What the event path begins with.
+#[derive(Debug)]
+pub struct Begin {
+    /// Name of this process, for the epoch.
+    pub instance: String,
+    /// The epoch of a take-over; `None`: the first connection begins one.
+    pub taken: Option<Epoch>,
+    /// Digests of the newest messages stored, where they are known already.
+    pub digests: Option<HashSet<u128>>,
+}
+
 /// Writes batches and acknowledges them.
 #[derive(Debug)]
 pub struct Committer {
@@ -52,24 +63,34 @@ pub struct Committer {
 
 impl Committer {
     /// Makes a committer; it connects when it runs. `give_up` ends waiting for a store that is away: what is not committed
-    /// stays with the broker. `instance`: name of this process, for the epoch.
+    /// stays with the broker.
     pub fn new(
         shared: Arc<Shared>,
         settings: SettingsWatch,
         acknowledge: watch::Sender<u64>,
         give_up: CancellationToken,
-        instance: String,
+        begin: Begin,
         limits: Limits,
         cache_bytes: usize,
     ) -> Self {
+        let mut digests = Digests::default();
+        if let Some(known) = begin.digests {
+            digests.load(known, Instant::now());
+        }
         Self {
-            store: Store::new(Arc::clone(&shared), settings.clone(), give_up, instance),
+            store: Store::new(
+                Arc::clone(&shared),
+                settings.clone(),
+                give_up,
+                begin.instance,
+                begin.taken,
+            ),
             shared,
             settings,
             acknowledge,
             limits,
             reducer: Reducer::new(cache_bytes),
-            digests: Digests::default(),
+            digests,
         }
     }
 

@@ -4,6 +4,7 @@
 //! broker ─► source ─► [ring ─► spool]* ─► decoder ─► committer ─► Postgres      * Redis only
 //!              ▲                                        │
 //!              └──────────── acknowledgement ◄──────────┘
+//! before it: standby (another monitor writes)
 //! beside it: liveness (workers), sampler (queues), reporter (heartbeat, gaps, history), settings (reload)
 //! ```
 //!
@@ -21,6 +22,7 @@ pub mod filling;
 pub mod gather;
 pub mod live;
 pub mod liveness;
+pub mod looks;
 pub mod message;
 pub mod metrics;
 pub mod monitor;
@@ -36,6 +38,7 @@ pub mod shared;
 pub mod sieve;
 pub mod source;
 pub mod spool;
+pub mod standby;
 pub mod statistics;
 mod store;
 pub mod workers;

@@ -14,7 +14,7 @@ pub struct Message {
     pub tag: u64,
     /// It may have been stored before.
     pub maybe_stored: bool,
-    /// Its digest must be kept: the transport may deliver it again.
+    /// Its digest must be kept: the transport may deliver it again, or another monitor has it, too.
     pub may_repeat: bool,
     /// When it was read from the connection.
     pub arrived: UnixMicros,
@@ -27,8 +27,13 @@ pub struct Message {
 impl Message {
     /// Returns what tells it from other messages; `None` where the transport never delivers twice.
     pub fn digest(&self) -> Option<u128> {
-        self.may_repeat.then(|| xxh3_128(&self.body))
+        self.may_repeat.then(|| digest_of(&self.body))
     }
+}
+
+/// Returns what tells a message of these bytes from others.
+pub fn digest_of(body: &[u8]) -> u128 {
+    xxh3_128(body)
 }
 
 /// What was read of one message. Its memory serves for the next one again.

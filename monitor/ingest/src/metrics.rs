@@ -94,6 +94,11 @@ pub struct Metrics {
     store_errors: Family<ReasonLabel, Counter>,
     /// 1 while the last call to the store succeeded.
     pub store_up: Gauge,
+    standby: Gauge,
+    /// 1 while this monitor stands by and a take-over would leave no gap.
+    pub standby_covers: Gauge,
+    /// Times this monitor took over from another one.
+    pub take_overs: Counter,
     ring_bytes: Gauge,
     spool_bytes: Gauge,
     dropped: Counter,
@@ -149,6 +154,9 @@ impl Metrics {
             batch_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             store_errors: Family::default(),
             store_up: Gauge::default(),
+            standby: Gauge::default(),
+            standby_covers: Gauge::default(),
+            take_overs: Counter::default(),
             ring_bytes: Gauge::default(),
             spool_bytes: Gauge::default(),
             dropped: Counter::default(),
@@ -276,6 +284,21 @@ impl Metrics {
             "store_up",
             "1 while the last call to the store succeeded",
             self.store_up.clone(),
+        );
+        r.register(
+            "standby",
+            "1 while another monitor of this broker writes, or may",
+            self.standby.clone(),
+        );
+        r.register(
+            "standby_covers",
+            "1 while this monitor stands by and a take-over would leave no gap",
+            self.standby_covers.clone(),
+        );
+        r.register(
+            "take_overs",
+            "Times this monitor began to write after standing by",
+            self.take_overs.clone(),
         );
         r.register("cache_bytes", "Bytes of task facts in memory", self.cache_bytes.clone());
         r.register(
@@ -449,6 +472,21 @@ impl Metrics {
         let outcome = if applied { "applied" } else { "refused" };
         self.reloads.get_or_create(&OutcomeLabel { outcome }).inc();
         self.config_current.set(i64::from(applied));
+    }
+
+    /// This monitor stands by from now on, or writes. What it does not see meanwhile is not shown as it was.
+    pub fn stand_by(&self, stands_by: bool) {
+        self.standby.set(i64::from(stands_by));
+        self.standby_covers.set(0);
+        if stands_by {
+            self.workers(&WorkerCounts::default());
+            self.queues(&[]);
+        }
+    }
+
+    /// Tells whether this monitor stands by.
+    pub fn stands_by(&self) -> bool {
+        self.standby.get() == 1
     }
 
     /// How full the Redis buffer is.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kanchi_broker::{ConnectionState, Gap, GapCause};
 use kanchi_domain::UnixMicros;
-use kanchi_store::{Error as StoreError, Heartbeat, Previous, StoreReporter};
+use kanchi_store::{Error as StoreError, ErrorKind, Heartbeat, Previous, StoreReporter};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,9 @@ use crate::shared::Shared;
 
 /// How often the heartbeat is written; the operator takes a monitor for silent after 30 s.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How often the lease is renewed: a standby takes over once it was not for ten seconds.
+const RENEW: Duration = Duration::from_secs(2);
 
 /// How often workers, gaps and queue samples are written.
 const TICK: Duration = Duration::from_secs(1);
@@ -39,7 +42,7 @@ const SETTLE_AT_ONCE: Duration = Duration::from_secs(2);
 /// A call that takes longer is given up: a connection that hangs must not silence the heartbeat.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Writes what the monitor tells of itself.
+/// Writes what the monitor tells of itself, and keeps its lease.
 #[derive(Debug)]
 pub struct Reporter {
     /// Shared state.
@@ -68,10 +71,15 @@ pub struct Reporter {
     pub restart_at: Option<UnixMicros>,
     /// Until when the last heartbeat called the history complete.
     pub told_complete: Option<UnixMicros>,
+    /// When the lease was renewed last.
+    pub renewed: Option<Instant>,
+    /// Told when another monitor has taken over.
+    pub fenced: CancellationToken,
 }
 
 impl Reporter {
-    /// Runs until the token ends it, then says goodbye.
+    /// Runs until the token ends it, then says goodbye; until another monitor has taken over, without a word: that one
+    /// writes the heartbeat now.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut next_heartbeat = Instant::now();
@@ -96,6 +104,10 @@ impl Reporter {
                         tracing::info!("the monitor's own news are stored again");
                     }
                     backoff.reset();
+                }
+                Ok(Err(error)) if error.kind() == ErrorKind::StaleEpoch => {
+                    self.fenced.cancel();
+                    return;
                 }
                 Ok(Err(error)) => self.failed(&error, &mut backoff).await,
                 Err(_elapsed) => self.store = None,
@@ -127,6 +139,10 @@ impl Reporter {
                 });
             }
         }
+        // First: a process that stood still learns here that it is not the writer any more.
+        self.renew().await?;
+        // Before the heartbeat, which may say that all is complete until now.
+        self.save_gaps().await?;
         if *next_heartbeat <= Instant::now() {
             let heartbeat = self.heartbeat();
             self.store().await?.heartbeat(&heartbeat).await?;
@@ -140,7 +156,7 @@ impl Reporter {
             *loaded_workers = true;
         }
         self.save().await?;
-        self.store().await?;
+        self.renew().await?;
         if let Some(store) = self.store.as_mut() {
             let grace = self.settings.borrow().orphan_grace();
             self.orphans.turn(store, &self.shared, grace).await?;
@@ -155,12 +171,34 @@ impl Reporter {
         Ok(())
     }
 
-    /// Writes what has changed: gaps, workers, queues.
-    async fn save(&mut self) -> Result<(), StoreError> {
+    /// Says that this monitor is there, and how far behind. Connects in any case.
+    async fn renew(&mut self) -> Result<(), StoreError> {
+        if self.renewed.is_some_and(|at| at.elapsed() < RENEW) {
+            return self.store().await.map(drop);
+        }
+        self.store().await?;
+        // After the answer to the last renewal and before this one, without waiting between: the standby counts on it.
+        let waiting = self
+            .buffer
+            .as_ref()
+            .is_some_and(|buffer| buffer.fill().waiting_bytes > 0);
+        let behind = self.shared.behind(waiting);
+        self.store().await?.renew(behind).await?;
+        self.renewed = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn save_gaps(&mut self) -> Result<(), StoreError> {
         while let Some(gap) = self.shared.next_gap() {
             self.store().await?.save_gap(&gap).await?;
             self.shared.gap_stored(gap.id);
         }
+        Ok(())
+    }
+
+    /// Writes what has changed: gaps, workers, queues.
+    async fn save(&mut self) -> Result<(), StoreError> {
+        self.save_gaps().await?;
         let routine = self.workers_saved.is_none_or(|at| at.elapsed() >= WORKERS_EVERY);
         let workers = if routine || self.shared.workers().is_urgent() {
             self.workers_saved = Some(Instant::now());
@@ -204,6 +242,7 @@ impl Reporter {
     async fn settle(&mut self) -> Result<bool, StoreError> {
         let until = Instant::now() + SETTLE_AT_ONCE;
         while Instant::now() < until {
+            self.renew().await?;
             let now = self.shared.now();
             let settled = self.store().await?.settle(now, LINGER_SECONDS).await?;
             tracing::debug!(
@@ -232,7 +271,11 @@ impl Reporter {
                 StoreReporter::connect(&settings.store, settings.retention).await?
             }
         };
-        Ok(self.store.insert(store))
+        let store = self.store.insert(store);
+        if let Some(epoch) = self.shared.epoch() {
+            store.speak_for(epoch);
+        }
+        Ok(store)
     }
 
     async fn failed(&mut self, error: &StoreError, backoff: &mut Backoff) {
@@ -263,7 +306,12 @@ impl Reporter {
             .complete_at_end(spooled)
             .filter(|end| Some(*end) > self.told_complete);
         self.save().await?;
-        self.store().await?.heartbeat(&heartbeat).await
+        self.store().await?.heartbeat(&heartbeat).await?;
+        if self.shared.epoch().is_some() {
+            let instance = self.instance.clone();
+            self.store().await?.release(&instance).await?;
+        }
+        Ok(())
     }
 
     fn heartbeat(&self) -> Heartbeat {

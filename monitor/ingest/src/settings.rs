@@ -127,6 +127,11 @@ impl Settings {
         }
     }
 
+    /// Tells whether another monitor of this broker stands by, or writes while this one does.
+    pub const fn has_standby(&self) -> bool {
+        self.config.replicas > 1
+    }
+
     /// Returns how long a lost worker's tasks are left as they are.
     pub const fn orphan_grace(&self) -> Duration {
         Duration::from_secs(self.config.workers.orphan_grace_seconds)

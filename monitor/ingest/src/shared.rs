@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kanchi_broker::{ConnectionReport, ConnectionState, Gap};
 use kanchi_domain::UnixMicros;
-use kanchi_store::{ErrorKind, GapRow};
+use kanchi_store::{Epoch, ErrorKind, GapRow};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -35,8 +35,8 @@ pub type Clock = fn() -> i64;
 /// Shared state of one monitor.
 #[derive(Debug)]
 pub struct Shared {
-    /// The metrics.
-    pub metrics: Metrics,
+    /// The metrics; they outlive a monitor that begins anew as standby.
+    pub metrics: Arc<Metrics>,
     clock: Clock,
     status: Mutex<Status>,
     workers: Mutex<WorkerTable>,
@@ -56,6 +56,8 @@ pub struct Shared {
     received_until: AtomicI64,
     /// Messages of our own that are stored.
     own_stored: AtomicU64,
+    /// The epoch of this process; 0: none yet.
+    epoch: AtomicI64,
     store_failure: Mutex<Option<(Instant, ErrorKind)>>,
     started: Instant,
     /// The heartbeat is due at once.
@@ -83,9 +85,9 @@ pub struct Status {
 
 impl Shared {
     /// Makes the state of a monitor that has not connected yet.
-    pub fn new(metrics: Metrics, clock: Clock) -> Self {
+    pub fn new(metrics: impl Into<Arc<Metrics>>, clock: Clock) -> Self {
         Self {
-            metrics,
+            metrics: metrics.into(),
             clock,
             status: Mutex::default(),
             workers: Mutex::default(),
@@ -100,6 +102,7 @@ impl Shared {
             newest_stored: AtomicI64::new(0),
             received_until: AtomicI64::new(i64::MAX),
             own_stored: AtomicU64::new(0),
+            epoch: AtomicI64::new(0),
             store_failure: Mutex::default(),
             heartbeat_due: Notify::new(),
             connected_again: Notify::new(),
@@ -109,6 +112,16 @@ impl Shared {
     /// Returns the time.
     pub fn now(&self) -> UnixMicros {
         UnixMicros((self.clock)())
+    }
+
+    /// This process writes, in this epoch.
+    pub fn begin_epoch(&self, epoch: Epoch) {
+        self.epoch.store(epoch.0, Ordering::Relaxed);
+    }
+
+    /// Returns the epoch in which this process writes, once it does.
+    pub fn epoch(&self) -> Option<Epoch> {
+        Some(Epoch(self.epoch.load(Ordering::Relaxed))).filter(|epoch| epoch.0 > 0)
     }
 
     /// Returns the worker table.
@@ -220,6 +233,13 @@ impl Shared {
         let now = self.now();
         let (stored, waiting) = self.newest_stored(spooled);
         self.read_until(if waiting { stored? } else { now })
+    }
+
+    /// How far the store is behind what was read; `None`: not known.
+    pub fn behind(&self, spooled: bool) -> Option<Duration> {
+        let now = self.now();
+        let until = self.complete_until(spooled)?;
+        Some(Duration::from_micros(u64::try_from(now.0 - until.0).unwrap_or(0)))
     }
 
     /// The same for a process that has stopped reading: the newest arrival, if all that arrived is stored.

@@ -71,8 +71,8 @@ impl Source {
                 let more = buffer.take(waiting, max_bytes).await;
                 into.extend(waiting.drain(..).map(|message| Message {
                     tag: message.tag,
-                    maybe_stored: message.replayed,
-                    may_repeat: message.spooled,
+                    maybe_stored: message.maybe_stored,
+                    may_repeat: message.may_repeat,
                     arrived: message.arrived,
                     body: message.body,
                     framing: Framing::Envelope,
@@ -118,7 +118,7 @@ impl Pump {
                         return;
                     }
                     for item in items.drain(..) {
-                        if let Some(delivery) = self.news(item) {
+                        if let Some(delivery) = self.news(item, None) {
                             portion.push(message_of(delivery));
                         }
                     }
@@ -134,7 +134,10 @@ impl Pump {
         loop {
             tokio::select! {
                 () = self.drain.cancelled() => break,
-                Ok(()) = self.settings.changed() => self.reload(),
+                Ok(()) = self.settings.changed() => {
+                    self.reload();
+                    buffer.keep_digests(self.settings.borrow().has_standby());
+                }
                 Ok(()) = self.acknowledged.changed() => buffer.release_through(*self.acknowledged.borrow_and_update()),
                 _ = tick.tick() => {
                     buffer.flush();
@@ -149,7 +152,7 @@ impl Pump {
                     }
                     let mut messages = 0;
                     for item in items.drain(..) {
-                        if let Some(delivery) = self.news(item) {
+                        if let Some(delivery) = self.news(item, Some(buffer)) {
                             messages += 1;
                             buffer.push(delivery.arrived, delivery.body);
                         }
@@ -165,14 +168,23 @@ impl Pump {
     }
 
     /// Passes on news of the connection and gaps; returns messages.
-    fn news(&self, item: StreamItem) -> Option<Delivery> {
+    fn news(&self, item: StreamItem, buffer: Option<&Buffer>) -> Option<Delivery> {
         match item {
             StreamItem::Delivery(delivery) => {
                 self.shared.arrived(delivery.arrived);
                 return Some(delivery);
             }
+            // What one that stands by did not hear is no gap: the other one did.
+            StreamItem::Gap(gap) if buffer.is_some_and(|buffer| buffer.hides(&gap)) => {}
             StreamItem::Gap(gap) => self.shared.gap(&gap),
-            StreamItem::Connection(report) => self.shared.connection(report),
+            StreamItem::Connection(report) => {
+                if report.state == ConnectionState::Connected
+                    && let Some(gap) = buffer.and_then(|buffer| buffer.connected(report.at))
+                {
+                    self.shared.gap(&gap);
+                }
+                self.shared.connection(report);
+            }
             StreamItem::Complete(until) => self.shared.received_all_until(until),
         }
         None

@@ -10,7 +10,7 @@ mod segment;
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
@@ -118,6 +118,27 @@ impl Segment {
 }
 
 impl Spool {
+    /// Deletes what an earlier process has left in this directory; returns how many segments.
+    pub fn discard(directory: &Path) -> Result<usize, Error> {
+        let failed = |source| Error::Open {
+            directory: directory.to_owned(),
+            source,
+        };
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut gone = 0;
+        for entry in entries {
+            if let Some(number) = segment::number_of(&entry.map_err(failed)?.path()) {
+                segment::delete(directory, number).map_err(failed)?;
+                gone += 1;
+            }
+        }
+        Ok(gone)
+    }
+
     /// Opens the directory; segments of an earlier process are read first.
     pub fn open(options: SpoolOptions) -> Result<Self, Error> {
         let failed = |source| Error::Open {

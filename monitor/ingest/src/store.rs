@@ -63,6 +63,8 @@ pub(crate) struct Store {
     give_up: CancellationToken,
     /// Name of this process, for the epoch.
     instance: String,
+    /// The epoch of a take-over; `None`: the first connection begins one.
+    taken: Option<Epoch>,
     writer: Option<(StoreWriter, Epoch)>,
 }
 
@@ -76,18 +78,20 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Returns a store that is connected to with the first call.
+    /// Returns a store that is connected to with the first call. `taken`: the epoch, if one has begun already.
     pub(crate) const fn new(
         shared: Arc<Shared>,
         settings: SettingsWatch,
         give_up: CancellationToken,
         instance: String,
+        taken: Option<Epoch>,
     ) -> Self {
         Self {
             shared,
             settings,
             give_up,
             instance,
+            taken,
             writer: None,
         }
     }
@@ -212,7 +216,11 @@ impl Store {
     async fn connect(&mut self) -> Result<(StoreWriter, Epoch), StoreError> {
         let settings = Arc::clone(&self.settings.borrow_and_update());
         let mut writer = StoreWriter::connect(&settings.store, settings.retention).await?;
-        let epoch = writer.begin_epoch(&self.instance).await?;
+        let epoch = match self.taken {
+            Some(epoch) => epoch,
+            None => writer.begin_epoch(&self.instance).await?,
+        };
+        self.shared.begin_epoch(epoch);
         self.shared.store_works();
         tracing::info!(store.endpoint = %settings.store.endpoint(), store.epoch = epoch.0, "connected to the store");
         Ok((writer, epoch))

@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `GET /livez` | 200, or 503 with the names of the tasks that stand still |
-//! | `GET /readyz` | 200 once the configuration was read, else 503 |
+//! | `GET /readyz` | 200 once the configuration was read, also while standing by (the text says so), else 503 |
 //! | `GET /metrics` | OpenMetrics text |
 //! | `GET /log-level`, `PUT /log-level` | the log filter, and its change; from loopback only |
 
@@ -131,6 +131,9 @@ async fn live(State(context): State<Arc<Context>>) -> Response {
 }
 
 async fn ready(State(context): State<Arc<Context>>) -> Response {
+    if context.health.is_ready() && context.health.is_standing_by() {
+        return (StatusCode::OK, "ok, standing by\n").into_response();
+    }
     if context.health.is_ready() {
         return (StatusCode::OK, "ok\n").into_response();
     }

@@ -18,6 +18,7 @@ pub struct Health {
 struct Inner {
     started: Instant,
     ready: AtomicBool,
+    standing_by: AtomicBool,
     pulses: Mutex<Vec<Pulse>>,
 }
 
@@ -37,6 +38,7 @@ impl Health {
             inner: Arc::new(Inner {
                 started: Instant::now(),
                 ready: AtomicBool::new(false),
+                standing_by: AtomicBool::new(false),
                 pulses: Mutex::new(Vec::new()),
             }),
         }
@@ -55,6 +57,16 @@ impl Health {
     /// Tells whether the process is ready.
     pub fn is_ready(&self) -> bool {
         self.inner.ready.load(Ordering::Acquire)
+    }
+
+    /// Another process does the work, and this one waits; as ready as any.
+    pub fn set_standing_by(&self, standing_by: bool) {
+        self.inner.standing_by.store(standing_by, Ordering::Release);
+    }
+
+    /// Tells whether another process does the work.
+    pub fn is_standing_by(&self) -> bool {
+        self.inner.standing_by.load(Ordering::Acquire)
     }
 
     /// Registers a task that promises to beat at least once within `limit`.

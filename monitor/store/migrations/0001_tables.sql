@@ -71,6 +71,22 @@ create table kanchi.writer (
     began_at timestamptz not null default now()
 );
 
+-- Who writes, and whether it is still there. Beside `writer`, whose row a batch locks for as long as its commit takes: a
+-- slow commit must not keep its own writer from saying that it lives.
+create table kanchi.lease (
+    broker_id integer primary key references kanchi.broker on delete cascade,
+    epoch bigint not null,
+    instance text not null,
+    -- When the writer last said that it is there. Null: it gave the broker back.
+    renewed_at timestamptz default clock_timestamp(),
+    -- Grows with each renewal and each epoch: who sees the same number twice knows that nothing was renewed between.
+    renewals bigint not null default 1,
+    -- Of the newest renewal: the one whose answer the writer had before it made this one, and how many microseconds the
+    -- store was behind what the writer had read (null: not known). No clock of a pod is in these.
+    answered bigint not null default 0,
+    behind bigint
+) with (fillfactor = 20);
+
 create table kanchi.batch (
     broker_id integer not null references kanchi.broker on delete cascade,
     batch_id uuid not null,

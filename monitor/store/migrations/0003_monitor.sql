@@ -48,12 +48,108 @@ begin
     if not exists (select from kanchi.broker where broker_id = b and retired_at is null) then
         raise exception 'broker % is not known', b using errcode = 'KN002';
     end if;
+    -- The lease first, as in take_over: two locks in one order.
+    insert into kanchi.lease as l (broker_id, epoch, instance) values (b, 0, left(p_instance, 255))
+    on conflict (broker_id) do update set instance = excluded.instance, renewed_at = excluded.renewed_at,
+        renewals = l.renewals + 1, answered = 0, behind = null;
     insert into kanchi.writer as w (broker_id, epoch, instance) values (b, 1, left(p_instance, 255))
     on conflict (broker_id) do update
         set epoch = w.epoch + 1, instance = excluded.instance, began_at = now()
     returning epoch into e;
+    update kanchi.lease set epoch = e where broker_id = b;
     return e;
 end $$;
+
+-- === Fail-over: who of two may begin an epoch ===
+
+-- A writer that has not renewed for so long may be replaced.
+create function kanchi.lease_time() returns interval
+language sql immutable parallel safe as $$ select interval '10 seconds' $$;
+
+-- Whether this holder is there: it renewed, or committed a batch, which on a slow store may keep its other session waiting.
+create function kanchi.is_alive(p_broker integer, p_renewed_at timestamptz) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select p_renewed_at is not null and (p_renewed_at > clock_timestamp() - kanchi.lease_time() or exists (
+        select from kanchi.batch where broker_id = p_broker and committed_at > clock_timestamp() - kanchi.lease_time()))
+$$;
+
+-- Who writes, as a standby sees it; no row: nobody ever did.
+create function kanchi.holder(p_instance text)
+returns table (epoch bigint, is_own boolean, renewals bigint, is_free boolean, is_alive boolean, answered bigint, behind bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select l.epoch, l.instance = left(p_instance, 255), l.renewals, l.renewed_at is null, kanchi.is_alive(l.broker_id, l.renewed_at), l.answered, l.behind
+    from kanchi.lease l where l.broker_id = kanchi.current_broker()
+$$;
+
+-- Begins an epoch if the holder is still the one that was seen and may be replaced: it gave the broker back, its lease is
+-- over, or it was an earlier process of the same name. No row: somebody was faster, or the holder lives. Waits for a commit
+-- that is under way. Both numbers null: nobody was seen.
+create function kanchi.take_over(p_instance text, p_seen_epoch bigint, p_seen_renewals bigint)
+returns table (epoch bigint, was_own boolean)
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+    was boolean := false;
+begin
+    if not exists (select from kanchi.broker where broker_id = b and retired_at is null) then
+        raise exception 'broker % is not known', b using errcode = 'KN002';
+    end if;
+    if p_seen_epoch is null then
+        insert into kanchi.lease (broker_id, epoch, instance) values (b, 0, left(p_instance, 255)) on conflict do nothing;
+    else
+        select l.instance = left(p_instance, 255) into was from kanchi.lease l where l.broker_id = b for update;
+        update kanchi.lease l set instance = left(p_instance, 255), renewed_at = clock_timestamp(),
+            renewals = l.renewals + 1, answered = 0, behind = null
+        where l.broker_id = b and l.epoch = p_seen_epoch and l.renewals = p_seen_renewals
+            and (l.instance = left(p_instance, 255) or not kanchi.is_alive(b, l.renewed_at));
+    end if;
+    if not found then
+        return;
+    end if;
+    return query with began as (
+        insert into kanchi.writer as w (broker_id, epoch, instance) values (b, 1, left(p_instance, 255))
+        on conflict (broker_id) do update set epoch = w.epoch + 1, instance = excluded.instance, began_at = now()
+        returning w.epoch
+    ), noted as (
+        update kanchi.lease l set epoch = began.epoch from began where l.broker_id = b
+    )
+    select began.epoch, was from began;
+end $$;
+
+-- Renews the lease; returns the number of this renewal. Whoever is not the writer any more learns it here.
+create function kanchi.renew(p_epoch bigint, p_answered bigint, p_behind bigint) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer := kanchi.current_broker();
+    n bigint;
+begin
+    update kanchi.lease set renewed_at = clock_timestamp(), renewals = renewals + 1, answered = p_answered, behind = p_behind
+    where broker_id = b and epoch = p_epoch
+    returning renewals into n;
+    if n is null then
+        raise exception 'epoch % of broker % is over', p_epoch, b using errcode = 'KN001';
+    end if;
+    return n;
+end $$;
+
+-- Gives the broker back: the epoch that ends, or whatever an earlier process of this name held.
+create function kanchi.release(p_instance text, p_epoch bigint) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    update kanchi.lease set renewed_at = null
+    where broker_id = kanchi.current_broker() and instance = left(p_instance, 255) and epoch = coalesce(p_epoch, epoch)
+        and renewed_at is not null
+$$;
+
+-- Ends the session in which a writer stands still amid a batch: its lock on the epoch would keep a successor waiting for
+-- as long as the kernel keeps the connection. As the caller, who may end sessions of its own role only; the name of a
+-- session tells brokers apart that share a role.
+create function kanchi.end_stuck_writer() returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where usename = session_user and application_name = 'kanchi-monitor/' || kanchi.current_broker()
+        and pid <> pg_backend_pid() and state <> 'idle' and state_change < clock_timestamp() - interval '1 second'
+$$;
 
 create function kanchi.save_workers(p_workers jsonb, p_keep_sample boolean) returns void
 language sql security definer set search_path = pg_catalog, pg_temp as $$
@@ -469,7 +565,10 @@ begin
     select * into r from jsonb_to_record(p_beat) as r (instance text, version text, connection text, reason text,
         message text, broker_version text, last_event_at bigint, lag_seconds double precision,
         events_per_second double precision, workers_online bigint, messages_queued bigint, spool_bytes bigint,
-        event_queue text, config_error text, store_error text, complete_until bigint);
+        event_queue text, config_error text, store_error text, complete_until bigint, epoch bigint);
+    if r.epoch is not null and not exists (select from kanchi.writer where broker_id = b and epoch = r.epoch) then
+        raise exception 'epoch % of broker % is over', r.epoch, b using errcode = 'KN001';
+    end if;
     insert into kanchi.heartbeat as h values (b, clock_timestamp(), left(r.instance, 255), left(r.version, 64),
         left(r.connection, 64), left(r.reason, 64), left(r.message, 1024), left(r.broker_version, 255),
         kanchi.micros(r.last_event_at), r.lag_seconds, r.events_per_second, r.workers_online, r.messages_queued,

@@ -64,7 +64,8 @@ impl Link {
             return Ok(connection);
         }
         let mut connection = open(&self.url, self.application).await?;
-        self.broker_key = within("check the schema", check_monitor(&mut connection)).await?;
+        let checked = check_monitor(&mut connection, self.application);
+        self.broker_key = within("check the schema", checked).await?;
         Ok(connection)
     }
 
@@ -112,7 +113,8 @@ pub(crate) async fn within<T>(operation: &'static str, call: impl Future<Output 
     }
 }
 
-async fn check_monitor(connection: &mut PgConnection) -> Result<i32> {
+/// Returns the broker's key, which the session's name ends with from here on: brokers may share a role.
+async fn check_monitor(connection: &mut PgConnection, application: &str) -> Result<i32> {
     const OPERATION: &str = "check the schema";
     let version: Option<i32> = sqlx::query("select kanchi.schema_version()")
         .fetch_one(&mut *connection)
@@ -127,11 +129,11 @@ async fn check_monitor(connection: &mut PgConnection) -> Result<i32> {
         );
         return Err(Error::new(ErrorKind::MigrationPending, OPERATION, message));
     }
-    Ok(sqlx::query("select kanchi.current_broker()")
-        .fetch_one(connection)
-        .await
-        .during(OPERATION)?
-        .get(0))
+    let query = sqlx::query(
+        "select b, set_config('application_name', $1 || '/' || b, false) from kanchi.current_broker() as b",
+    );
+    let row = query.bind(application).fetch_one(connection).await.during(OPERATION)?;
+    Ok(row.get(0))
 }
 
 /// Ends a connection politely; what comes of it does not matter any more.

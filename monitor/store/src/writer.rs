@@ -1,7 +1,7 @@
 //! The monitor's side of the store, under the database role of its own broker.
 //!
 //! [`StoreWriter`] has the connection of the event path and does nothing but batches. [`StoreReporter`] has the second
-//! connection, for everything that must not wait behind a batch. A role may open twice as many, for a successor. Both
+//! connection, for everything that must not wait behind a batch. A monitor that stands by has the second alone. Both
 //! open their connection again on the call after a failure; waiting between attempts is the caller's.
 
 mod commit;
@@ -9,6 +9,7 @@ mod copy;
 mod held;
 mod history;
 mod json;
+mod lease;
 mod repair;
 mod reporter;
 
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 pub(crate) use copy::head;
 pub use held::{Held, HeldPage, HeldTask, Walk};
+pub use lease::{Holder, Lease, TakenOver};
 pub use repair::{OpenPage, OpenTask};
 pub use reporter::{Previous, Settled, StoreReporter};
 
@@ -168,14 +170,8 @@ impl StoreWriter {
 
     /// Returns the digests of the newest messages stored (some 260,000): needed when a redelivered message shows up.
     pub async fn recent_digests(&mut self) -> Result<HashSet<u128>> {
-        const OPERATION: &str = "load the digests";
         let mut connection = self.link.take().await?;
-        let query = sqlx::query("select kanchi.recent_digests()");
-        let call = async {
-            let rows = query.fetch_all(&mut connection).await.during(OPERATION)?;
-            Ok(rows.iter().flat_map(|row| commit::digests(row.get(0))).collect())
-        };
-        let result = within(OPERATION, call).await;
+        let result = commit::recent_digests(&mut connection).await;
         self.link.put(connection, &result);
         result
     }

@@ -9,6 +9,8 @@ mod world;
 mod admin;
 #[path = "store/failures.rs"]
 mod failures;
+#[path = "store/lease.rs"]
+mod lease;
 #[path = "store/marks.rs"]
 mod marks;
 #[path = "store/plans.rs"]

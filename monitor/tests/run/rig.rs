@@ -184,6 +184,7 @@ fn config(key: BrokerKey) -> MonitorConfig {
             events_days: 7,
             statistics_days: 365,
         },
+        replicas: 1,
         log_level: "info".into(),
     }
 }

@@ -17,6 +17,7 @@ queues: { include: [], sampleIntervalSeconds: 15 }
 workers: { offlineAfterSeconds: 60, orphanGraceSeconds: 45 }
 payloads: { store: Full, maxBytes: 65536, redactKeys: [password] }
 retention: { succeededDays: 14, failedDays: 30, eventsDays: 7, statisticsDays: 365 }
+replicas: 1
 logLevel: info
 ";
 

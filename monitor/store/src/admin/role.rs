@@ -26,9 +26,9 @@ impl RoleMode {
     }
 }
 
-/// A monitor opens two: one for batches, one for reports. Twice that, so that the sessions that a lost node leaves behind
-/// do not keep its successor out, which could then not fence them.
-const CONNECTION_LIMIT: u32 = 4;
+/// A monitor opens two: one for batches, one for reports; one that stands by the second alone, until it takes over. With
+/// two monitors, and the sessions that a lost node leaves behind, which must not keep a successor out that is to fence them.
+const CONNECTION_LIMIT: u32 = 6;
 
 impl BrokerKey {
     /// Returns the name of the broker's role.

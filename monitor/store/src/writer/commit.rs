@@ -1,9 +1,11 @@
 //! One transaction per batch.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use sqlx::{Executor, PgConnection, Row};
 
+use crate::connection::within;
 use crate::error::{During, ErrorKind, Result};
 use crate::model::{BatchHead, EventChunk, FailureDelta, LiveTask, TaskChanges};
 use crate::retention::RetentionPolicy;
@@ -117,8 +119,19 @@ async fn save_failures(connection: &mut PgConnection, failures: &[FailureDelta])
     query.execute(connection).await.during(OPERATION).map(drop)
 }
 
+/// Returns the digests of the newest messages stored.
+pub(super) async fn recent_digests(connection: &mut PgConnection) -> Result<HashSet<u128>> {
+    const OPERATION: &str = "load the digests";
+    let call = async {
+        let query = sqlx::query("select kanchi.recent_digests()");
+        let rows = query.fetch_all(connection).await.during(OPERATION)?;
+        Ok(rows.iter().flat_map(|row| digests(row.get(0))).collect())
+    };
+    within(OPERATION, call).await
+}
+
 /// Reads the 16-byte digests that [`claim`] wrote.
-pub(super) fn digests(bytes: &[u8]) -> impl Iterator<Item = u128> + use<'_> {
+fn digests(bytes: &[u8]) -> impl Iterator<Item = u128> + use<'_> {
     bytes
         .chunks_exact(16)
         .filter_map(|chunk| Some(u128::from_be_bytes(chunk.try_into().ok()?)))

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::model::{DeadLetter, FailureDelta, GapRepair, GapRow, Heartbeat, QueueRow, WorkerRow};
+use crate::writer::Epoch;
 use crate::writer::copy::{clamped, head};
 
 /// Newest dead letters of one batch that are worth sending: the store keeps a thousand in all.
@@ -118,7 +119,7 @@ pub(super) fn queues(queues: &[QueueRow]) -> Option<Value> {
     array(queues.iter().map(one).collect())
 }
 
-pub(super) fn heartbeat(beat: &Heartbeat) -> Value {
+pub(super) fn heartbeat(beat: &Heartbeat, epoch: Option<Epoch>) -> Value {
     json!({
         "instance": beat.instance,
         "version": beat.version,
@@ -136,6 +137,7 @@ pub(super) fn heartbeat(beat: &Heartbeat) -> Value {
         "config_error": beat.config_error.as_deref().map(|error| head(error, 1024).replace('\0', "\u{fffd}")),
         "store_error": beat.store_error,
         "complete_until": time(beat.complete_until),
+        "epoch": epoch.map(|epoch| epoch.0),
     })
 }
 

@@ -12,7 +12,7 @@ use crate::model::{GapRow, Heartbeat, LiveTask, QueueRow, WorkerRow};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
 use crate::writer::copy::{Copying, clamped};
-use crate::writer::{commit, history, json};
+use crate::writer::{Epoch, commit, history, json};
 
 /// Tasks that one call of [`StoreReporter::settle`] moves at most: some 10 MB, some tens of milliseconds.
 const SETTLE_AT_ONCE: usize = 2_000;
@@ -57,6 +57,10 @@ pub struct StoreReporter {
     checked: Option<Instant>,
     rest_until: Option<Instant>,
     owes_hint: bool,
+    /// For whom it speaks: heartbeats of an epoch that is over are refused.
+    pub(super) epoch: Option<Epoch>,
+    /// Number of the last renewal that was answered.
+    pub(super) answered: i64,
 }
 
 impl StoreReporter {
@@ -73,6 +77,8 @@ impl StoreReporter {
             checked: None,
             rest_until: None,
             owes_hint: false,
+            epoch: None,
+            answered: 0,
         })
     }
 
@@ -87,7 +93,7 @@ impl StoreReporter {
     pub async fn heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<()> {
         const OPERATION: &str = "write the heartbeat";
         let mut connection = self.link.take().await?;
-        let query = sqlx::query("select kanchi.beat($1)").bind(json::heartbeat(heartbeat));
+        let query = sqlx::query("select kanchi.beat($1)").bind(json::heartbeat(heartbeat, self.epoch));
         let call = async {
             Ok(query
                 .fetch_one(&mut connection)
@@ -270,7 +276,7 @@ impl StoreReporter {
         result
     }
 
-    async fn send(
+    pub(super) async fn send(
         &mut self,
         operation: &'static str,
         query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,

@@ -269,12 +269,15 @@ async fn a_newer_writer_fences_an_older_one() {
 }
 
 #[tokio::test]
-async fn a_monitor_and_its_successor_are_let_in_and_nobody_else() {
+async fn two_monitors_and_a_successor_are_let_in_and_nobody_else() {
     let world = World::new().await;
     let m = world.monitor("orders").await;
     let retention = RetentionPolicy::default();
-    let _writer = StoreWriter::connect(&m.url, retention).await.unwrap();
-    let _reporter = StoreReporter::connect(&m.url, retention).await.unwrap();
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let writer = StoreWriter::connect(&m.url, retention).await.unwrap();
+        others.push((writer, StoreReporter::connect(&m.url, retention).await.unwrap()));
+    }
     let error = StoreWriter::connect(&m.url, RetentionPolicy::default())
         .await
         .unwrap_err();

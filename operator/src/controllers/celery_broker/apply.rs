@@ -72,6 +72,9 @@ fn detail(source: &api::Error) -> String {
         .unwrap_or_default()
 }
 
+/// Pods of one monitor at most, as the schema says.
+const MOST_PODS: i32 = 2;
+
 /// The step's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -136,17 +139,26 @@ pub async fn withdraw(context: &Context, namespace: &str, name: &str, uid: &str)
     Ok(())
 }
 
-/// Returns the StatefulSet and the pod of a broker as they are.
-pub async fn look(context: &Context, namespace: &str, name: &str) -> Result<(Option<StatefulSet>, Option<Pod>)> {
+/// Returns the StatefulSet and the pods of a broker as they are.
+pub async fn look(context: &Context, namespace: &str, name: &str) -> Result<(Option<StatefulSet>, Vec<Option<Pod>>)> {
     let child = names::child(name);
     let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), namespace);
-    Ok((get(&sets, &child).await?, pod(context, namespace, &child).await?))
+    let set = get(&sets, &child).await?;
+    let replicas = set.as_ref().and_then(|set| set.spec.as_ref()?.replicas);
+    // Whoever else writes to the StatefulSet cannot make this loop long.
+    let count = replicas.map_or(1, |count| count.clamp(1, MOST_PODS));
+    let pods = pods(context, namespace, &child, count.unsigned_abs() as usize).await?;
+    Ok((set, pods))
 }
 
-/// Returns the monitor's pod.
-pub async fn pod(context: &Context, namespace: &str, child: &str) -> Result<Option<Pod>> {
+/// Returns so many of the monitor's pods, of those that there are.
+pub async fn pods(context: &Context, namespace: &str, child: &str, count: usize) -> Result<Vec<Option<Pod>>> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    get(&api, &names::pod(child)).await
+    let mut pods = Vec::with_capacity(count);
+    for number in 0..count {
+        pods.push(get(&api, &names::pod(child, number)).await?);
+    }
+    Ok(pods)
 }
 
 /// Makes the kubelet sync the mounted Secret now instead of within a minute or two. Returns the pod's version after that.

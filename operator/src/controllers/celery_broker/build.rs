@@ -55,9 +55,9 @@ pub struct Applied;
 pub struct Children<State> {
     /// Configuration and credentials, mounted by the monitor.
     pub secret: Secret,
-    /// Gives the pod its name.
+    /// Gives the pods their names.
     pub service: Service,
-    /// Who may reach the pod.
+    /// Who may reach the pods.
     pub network_policy: NetworkPolicy,
     /// One disruption at a time.
     pub disruption_budget: PodDisruptionBudget,

@@ -41,8 +41,8 @@ pub async fn own_secret(context: &Context, validated: &Validated) -> api::Result
     Ok(OwnSecret::Read(secret.map(Box::new)))
 }
 
-/// Returns what an earlier pass found of the monitor, where nothing has changed since: neither StatefulSet nor pod has to
-/// be read.
+/// Returns what an earlier pass found of the monitor, where nothing has changed since: neither StatefulSet nor pods have
+/// to be read.
 pub fn found(context: &Context, validated: &Validated, children: &Children<Prepared>) -> Option<Observation> {
     if !is_left(context, validated, "StatefulSet", &children.stateful_set) {
         return None;
@@ -51,7 +51,12 @@ pub fn found(context: &Context, validated: &Validated, children: &Children<Prepa
     let version = |kind, name: &str| context.watched.version(kind, &validated.identity.namespace, name);
     // A pass may have left another StatefulSet and failed before it looked at the monitor.
     let same = found.stateful_set == version("StatefulSet", &validated.child)
-        && found.pod == version("Pod", &names::pod(&validated.child))
+        && found.pods.len() == usize::from(validated.pods.replicas)
+        && found
+            .pods
+            .iter()
+            .enumerate()
+            .all(|(number, pod)| *pod == version("Pod", &names::pod(&validated.child, number)))
         && found.config_hash == children.config_hash;
     same.then_some(found.observation)
 }

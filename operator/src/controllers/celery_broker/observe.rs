@@ -1,4 +1,4 @@
-//! What became of the monitor: read from the StatefulSet and its pod, believed only when it is up to date. Pure.
+//! What became of the monitor: read from the StatefulSet and its pods, believed only when it is up to date. Pure.
 
 use std::time::Duration;
 
@@ -17,14 +17,15 @@ const POD_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Observation {
     /// The `MonitorAvailable` condition.
     pub verdict: Verdict,
-    /// Whether the pod is being replaced: such a monitor holds a rollout slot.
+    /// Whether a pod is being replaced: such a monitor holds a rollout slot.
     pub rolling: bool,
     /// Image of the rolled-out monitor.
     pub image: Option<String>,
 }
 
-/// Judges a StatefulSet and its pod.
-pub fn observe(stateful_set: Option<&StatefulSet>, pod: Option<&Pod>, waits: bool, now: Timestamp) -> Observation {
+/// Judges a StatefulSet and its pods, in their order. One of two that is ready does the work: the monitor is available then,
+/// with what ails the other one as its reason.
+pub fn observe(stateful_set: Option<&StatefulSet>, pods: &[Option<Pod>], waits: bool, now: Timestamp) -> Observation {
     let Some(set) = stateful_set else {
         return plain(
             Status::False,
@@ -55,8 +56,9 @@ pub fn observe(stateful_set: Option<&StatefulSet>, pod: Option<&Pod>, waits: boo
         return plain(Status::False, Reason::ScaledToZero, text, false);
     }
     let current = status.update_revision.is_none() || status.update_revision == status.current_revision;
-    let updated = current || status.updated_replicas.unwrap_or(0) >= 1;
-    if updated && status.ready_replicas.unwrap_or(0) >= 1 {
+    let (wanted, ready) = (spec.replicas.unwrap_or(1), status.ready_replicas.unwrap_or(0));
+    let updated = current || status.updated_replicas.unwrap_or(0) >= wanted;
+    if updated && ready >= wanted {
         let (reason, text) = if waits {
             (
                 Reason::WaitingForTurn,
@@ -72,7 +74,24 @@ pub fn observe(stateful_set: Option<&StatefulSet>, pod: Option<&Pod>, waits: boo
             image,
         };
     }
-    let (reason, text) = why_not_ready(set, pod, now);
+    let ails = pods.iter().map(Option::as_ref).find(|pod| !pod.is_some_and(is_ready));
+    let (reason, text) = why_not_ready(set, ails.flatten(), now);
+    if wanted > 1 && ready >= 1 {
+        let (reason, text) = if current {
+            (
+                Reason::StandbyNotReady,
+                format!("{ready} of {wanted} monitors are ready: {text}"),
+            )
+        } else {
+            let text = "the monitors are being replaced one after the other";
+            (Reason::RollingOut, text.to_owned())
+        };
+        return Observation {
+            verdict: Verdict::new(Status::True, reason, text),
+            rolling: !current,
+            image: None,
+        };
+    }
     // The first rollout replaces nothing, and a crash is no rollout.
     Observation {
         verdict: Verdict::new(Status::False, reason, text),
@@ -87,6 +106,18 @@ fn plain(status: Status, reason: Reason, text: &str, rolling: bool) -> Observati
         rolling,
         image: None,
     }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .filter_map(|status| status.conditions.as_ref())
+        .flatten();
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions
+            .into_iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn why_not_ready(set: &StatefulSet, pod: Option<&Pod>, now: Timestamp) -> (Reason, String) {
@@ -215,7 +246,7 @@ mod tests {
     #[test]
     fn a_stale_status_is_not_believed() {
         let ready = serde_json::from_str(READY).unwrap();
-        let seen = observe(Some(&set(2, 1, ready)), None, false, now());
+        let seen = observe(Some(&set(2, 1, ready)), &[None], false, now());
         assert_eq!(
             (seen.verdict.status, seen.verdict.reason),
             (Status::False, Reason::RollingOut)
@@ -226,14 +257,14 @@ mod tests {
     #[test]
     fn ready_and_current_means_rolled_out() {
         let ready: serde_json::Value = serde_json::from_str(READY).unwrap();
-        let seen = observe(Some(&set(2, 2, ready.clone())), None, false, now());
+        let seen = observe(Some(&set(2, 2, ready.clone())), &[None], false, now());
         assert_eq!(
             (seen.verdict.status, seen.verdict.reason),
             (Status::True, Reason::RolledOut)
         );
         assert_eq!(seen.image.as_deref(), Some("monitor:1"));
         assert!(!seen.rolling);
-        let waits = observe(Some(&set(2, 2, ready)), None, true, now());
+        let waits = observe(Some(&set(2, 2, ready)), &[None], true, now());
         assert_eq!(
             (waits.verdict.status, waits.verdict.reason),
             (Status::True, Reason::WaitingForTurn)
@@ -243,7 +274,7 @@ mod tests {
     #[test]
     fn ready_by_an_old_pod_is_not_rolled_out() {
         let status = json!({ "readyReplicas": 1, "currentRevision": "a", "updateRevision": "b", "updatedReplicas": 0 });
-        let seen = observe(Some(&set(2, 2, status)), None, false, now());
+        let seen = observe(Some(&set(2, 2, status)), &[None], false, now());
         assert_eq!(seen.verdict.reason, Reason::RollingOut);
         assert!(seen.rolling);
     }
@@ -262,26 +293,74 @@ mod tests {
             ),
             (pod(json!({ "phase": "Running" })), Reason::RollingOut, "starts"),
         ] {
-            let seen = observe(Some(&set), Some(&pod), false, now());
+            let seen = observe(Some(&set), &[Some(pod)], false, now());
             assert_eq!((seen.verdict.status, seen.verdict.reason), (Status::False, reason));
             assert!(seen.verdict.message.contains(text), "{}", seen.verdict.message);
         }
     }
 
     #[test]
+    fn one_of_two_is_enough_to_be_available_and_the_other_one_is_named() {
+        let two = |status| {
+            let mut set = set(1, 1, status);
+            set.spec.as_mut().unwrap().replicas = Some(2);
+            set
+        };
+        let ready = || Some(pod(json!({ "conditions": [{ "type": "Ready", "status": "True" }] })));
+        let both = two(json!({ "replicas": 2, "readyReplicas": 2 }));
+        let seen = observe(Some(&both), &[ready(), ready()], false, now());
+        assert_eq!(
+            (seen.verdict.status, seen.verdict.reason),
+            (Status::True, Reason::RolledOut)
+        );
+        let one = two(json!({ "replicas": 2, "readyReplicas": 1 }));
+        for pods in [
+            [ready(), Some(waiting("CrashLoopBackOff"))],
+            [Some(waiting("CrashLoopBackOff")), ready()],
+        ] {
+            let seen = observe(Some(&one), &pods, false, now());
+            assert_eq!(
+                (seen.verdict.status, seen.verdict.reason),
+                (Status::True, Reason::StandbyNotReady)
+            );
+            assert!(seen.verdict.message.starts_with("1 of 2"), "{}", seen.verdict.message);
+            assert!(
+                seen.verdict.message.contains("exit code 64"),
+                "{}",
+                seen.verdict.message
+            );
+            assert!(!seen.rolling);
+        }
+        let none = two(json!({ "replicas": 2, "readyReplicas": 0 }));
+        let seen = observe(Some(&none), &[Some(waiting("ImagePullBackOff")), None], false, now());
+        assert_eq!(
+            (seen.verdict.status, seen.verdict.reason),
+            (Status::False, Reason::ImagePullFailed)
+        );
+        let rolling =
+            json!({ "readyReplicas": 2, "currentRevision": "a", "updateRevision": "b", "updatedReplicas": 1 });
+        let seen = observe(Some(&two(rolling)), &[ready(), ready()], false, now());
+        assert_eq!(
+            (seen.verdict.status, seen.verdict.reason),
+            (Status::True, Reason::RollingOut)
+        );
+        assert!(seen.rolling);
+    }
+
+    #[test]
     fn no_pod_after_a_while_means_it_was_refused() {
         let set = set(1, 1, json!({ "replicas": 0 }));
         assert_eq!(
-            observe(Some(&set), None, false, now()).verdict.reason,
+            observe(Some(&set), &[None], false, now()).verdict.reason,
             Reason::PodsRefused
         );
         let at_once: Timestamp = "2026-01-01T00:00:05Z".parse().unwrap();
         assert_eq!(
-            observe(Some(&set), None, false, at_once).verdict.reason,
+            observe(Some(&set), &[None], false, at_once).verdict.reason,
             Reason::RollingOut
         );
         assert_eq!(
-            observe(None, None, false, now()).verdict.reason,
+            observe(None, &[None], false, now()).verdict.reason,
             Reason::WorkloadNotReady
         );
     }

@@ -284,6 +284,10 @@ impl Facts {
             Some(seen) if !self.enabled && seen.reason == Reason::ScaledToZero => {
                 Verdict::yes(Reason::Disabled, "enabled is false: no monitor runs, as asked")
             }
+            // One of two monitors works, which is less than the spec asks.
+            Some(seen) if matches!(seen.reason, Reason::StandbyNotReady | Reason::RollingOut) => {
+                Verdict::no(seen.reason, seen.message)
+            }
             Some(seen) if seen.status == Status::True => {
                 Verdict::yes(Reason::AsExpected, "everything is as the spec asks")
             }

@@ -61,22 +61,26 @@ pub(super) async fn run(
     Ok(next)
 }
 
-/// Reads the pod, tells it of its configuration, and judges it with its StatefulSet.
+/// Reads the pods, tells them of their configuration, and judges them with their StatefulSet.
 async fn look_closely(
     context: &Context,
     validated: &Validated,
     applied: &Children<Applied>,
 ) -> apply::Result<Observation> {
-    let pod = apply::pod(context, &validated.identity.namespace, &validated.child).await?;
-    let version = apply::sync_pod(context, pod.as_ref(), &applied.config_hash).await?;
+    let count = usize::from(validated.pods.replicas);
+    let pods = apply::pods(context, &validated.identity.namespace, &validated.child, count).await?;
+    let mut versions = Vec::with_capacity(count);
+    for pod in &pods {
+        versions.push(apply::sync_pod(context, pod.as_ref(), &applied.config_hash).await?);
+    }
     let waits = applied.waits_for_turn;
-    let seen = observe(Some(&applied.stateful_set), pod.as_ref(), waits, Timestamp::now());
+    let seen = observe(Some(&applied.stateful_set), &pods, waits, Timestamp::now());
     // Anything else changes by itself, with time or with other monitors' rollouts.
     let lasts = matches!(seen.verdict.reason, Reason::RolledOut | Reason::ScaledToZero);
     let found = lasts.then(|| Found {
         observation: seen.clone(),
         stateful_set: applied.stateful_set.resource_version(),
-        pod: version,
+        pods: versions,
         config_hash: applied.config_hash.clone(),
     });
     left::remember(context, &validated.uid, found);
@@ -201,8 +205,8 @@ fn turn(context: &Context, uid: &str, seen: &Observation, waits: bool) -> Next {
 pub(super) async fn look(context: &Context, live: &Live) -> apply::Result<Option<Observation>> {
     let namespace = live.metadata.namespace.clone().unwrap_or_default();
     let name = live.metadata.name.clone().unwrap_or_default();
-    let (set, pod) = apply::look(context, &namespace, &name).await?;
-    Ok(Some(observe(set.as_ref(), pod.as_ref(), false, Timestamp::now())))
+    let (set, pods) = apply::look(context, &namespace, &name).await?;
+    Ok(Some(observe(set.as_ref(), &pods, false, Timestamp::now())))
 }
 
 /// A spec that cannot be parsed was let in by an older schema.

@@ -1,4 +1,4 @@
-//! One disruption at a time; with a single monitor that allows every drain.
+//! One disruption at a time: of two monitors one stays; a single one does not hold up a drain.
 
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;

@@ -22,6 +22,7 @@ pub(super) fn build(meta: &Meta<'_>, grant: &Grant) -> Result<Secret> {
         workers: validated.workers.clone(),
         payloads: validated.payloads.clone(),
         retention: validated.retention.clone(),
+        replicas: validated.pods.replicas,
         log_level: validated.pods.log_level.clone(),
     };
     let config = config.to_yaml().map_err(Error::Config)?;

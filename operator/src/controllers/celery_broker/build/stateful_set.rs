@@ -1,12 +1,12 @@
-//! The monitor itself: one pod, no Kubernetes API access, nothing that survives it but the store.
+//! The monitor itself: one pod or two, no Kubernetes API access, nothing that survives it but the store.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, LocalObjectReference,
-    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
-    SecurityContext, Volume, VolumeMount,
+    Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, LocalObjectReference,
+    PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
+    SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -24,6 +24,10 @@ const CONTAINER: &str = "monitor";
 
 /// Longer than a monitor's drain: its last batch has to be committed and acknowledged.
 const GRACE_SECONDS: i64 = 30;
+
+/// Of two monitors the second is replaced this long after the first is ready: on Redis that one has to listen for about
+/// fifteen seconds before it is sure to have heard all that the other one has not stored.
+const CATCH_UP_SECONDS: i32 = 20;
 
 /// Old pod templates that are kept to look at.
 const REVISIONS: i32 = 2;
@@ -48,7 +52,12 @@ pub(super) fn build(meta: &Meta<'_>, settings: &Settings) -> Result<StatefulSet>
         .get_or_insert_default()
         .insert(annotation::TEMPLATE.to_owned(), template_hash);
     let spec = StatefulSetSpec {
-        replicas: Some(i32::from(validated.enabled)),
+        replicas: Some(if validated.enabled {
+            i32::from(validated.pods.replicas)
+        } else {
+            0
+        }),
+        min_ready_seconds: has_standby(meta).then_some(CATCH_UP_SECONDS),
         service_name: Some(validated.child.clone()),
         selector: LabelSelector {
             match_labels: Some(names::selector(&validated.child)),
@@ -113,9 +122,39 @@ fn pod(meta: &Meta<'_>, settings: &Settings) -> PodSpec {
         image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
         node_selector: (!pods.node_selector.is_empty()).then(|| pods.node_selector.clone()),
         tolerations: (!pods.tolerations.is_empty()).then(|| pods.tolerations.clone()),
-        affinity: pods.affinity.clone(),
+        affinity: affinity(meta),
         ..PodSpec::default()
     }
+}
+
+fn has_standby(meta: &Meta<'_>) -> bool {
+    meta.validated.pods.replicas > 1
+}
+
+/// Two monitors go to two nodes where they can, unless the user has rules about that.
+fn affinity(meta: &Meta<'_>) -> Option<Affinity> {
+    let own = meta.validated.pods.affinity.clone();
+    if !has_standby(meta) || own.as_ref().is_some_and(|own| own.pod_anti_affinity.is_some()) {
+        return own;
+    }
+    let apart = WeightedPodAffinityTerm {
+        weight: 100,
+        pod_affinity_term: PodAffinityTerm {
+            topology_key: "kubernetes.io/hostname".to_owned(),
+            label_selector: Some(LabelSelector {
+                match_labels: Some(names::selector(&meta.validated.child)),
+                ..LabelSelector::default()
+            }),
+            ..PodAffinityTerm::default()
+        },
+    };
+    Some(Affinity {
+        pod_anti_affinity: Some(PodAntiAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![apart]),
+            ..PodAntiAffinity::default()
+        }),
+        ..own.unwrap_or_default()
+    })
 }
 
 fn container(meta: &Meta<'_>, settings: &Settings) -> Container {

@@ -181,3 +181,35 @@ fn a_name_of_63_characters_gives_objects_the_api_server_accepts() {
             .all(|value| value.len() <= 63)
     );
 }
+
+#[test]
+fn two_monitors_keep_apart_and_are_replaced_one_after_the_other() {
+    let mut broker = broker("orders");
+    let one = children(&broker);
+    broker.spec.monitor.replicas = 2;
+    let two = children(&broker);
+    let spec = two.stateful_set.spec.unwrap();
+    assert_eq!((spec.replicas, spec.min_ready_seconds), (Some(2), Some(20)));
+    let affinity = |spec: k8s_openapi::api::apps::v1::StatefulSetSpec| spec.template.spec.unwrap().affinity;
+    let apart = affinity(spec).unwrap().pod_anti_affinity.unwrap();
+    let terms = apart.preferred_during_scheduling_ignored_during_execution.unwrap();
+    let selector = terms[0].pod_affinity_term.label_selector.clone().unwrap();
+    assert_eq!(selector.match_labels.unwrap(), names::selector("orders-monitor"));
+    assert_eq!(affinity(one.stateful_set.spec.unwrap()), None);
+    let config =
+        |secret: &Secret| String::from_utf8_lossy(&secret.data.as_ref().unwrap()["config.yaml"].0).into_owned();
+    assert!(config(&two.secret).contains("replicas: 2"));
+    assert!(config(&one.secret).contains("replicas: 1"));
+
+    // The user's own rule stands; what it says of nodes does not keep the pods together.
+    let own: k8s_openapi::api::core::v1::Affinity =
+        serde_json::from_value(serde_json::json!({ "podAntiAffinity": {} })).unwrap();
+    broker.spec.monitor.affinity = Some(own.clone());
+    assert_eq!(affinity(children(&broker).stateful_set.spec.unwrap()), Some(own));
+    let nodes = serde_json::json!({ "nodeAffinity": {} });
+    broker.spec.monitor.affinity = serde_json::from_value(nodes).unwrap();
+    let both = affinity(children(&broker).stateful_set.spec.unwrap()).unwrap();
+    assert!(both.node_affinity.is_some() && both.pod_anti_affinity.is_some());
+    broker.spec.enabled = false;
+    assert_eq!(children(&broker).stateful_set.spec.unwrap().replicas, Some(0));
+}
