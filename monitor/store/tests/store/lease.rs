@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kanchi_store::{Epoch, ErrorKind, Heartbeat, Lease, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros};
+use kanchi_store::{Ending, Epoch, ErrorKind, Heartbeat, Lease, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros};
 use tokio::task::JoinSet;
 
 use crate::world::{Monitor, World, batch, live, received};
@@ -152,7 +152,7 @@ async fn a_commit_is_a_sign_of_life_and_does_not_keep_the_lease_from_being_renew
     let begin = Instant::now();
     let stuck = tokio::spawn(async move {
         let head = batch(m.epoch, Vec::new()).head;
-        m.writer.commit_while(&head, std::future::pending()).await
+        m.writer.commit_while(&head, std::future::pending(), Ending::Commit).await
     });
     until_locked(&world).await;
     m.reporter.speak_for(m.epoch);
@@ -170,7 +170,7 @@ async fn a_writer_that_stands_still_amid_a_batch_is_replaced_and_its_batch_undon
     let (epoch, mut writer) = (m.epoch, m.writer);
     let head = batch(epoch, Vec::new()).head;
     // Its connection stays: the process is stopped, or its node is gone and nobody told the server.
-    let stuck = tokio::spawn(async move { writer.commit_while(&head, std::future::pending()).await });
+    let stuck = tokio::spawn(async move { writer.commit_while(&head, std::future::pending(), Ending::Commit).await });
     until_locked(&world).await;
     run_out(&world);
     let seen = standby.holder("pod-1").await.unwrap().unwrap();
