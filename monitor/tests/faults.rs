@@ -25,9 +25,9 @@ use kanchi_test_load::Dice;
 use kanchi_test_servers::rabbitmq::Rabbitmq;
 use kanchi_test_servers::redis::Redis;
 
-use crate::fault::{Plan, Round};
+use crate::fault::{Fault, Plan, Round};
 use crate::ledger::Promise;
-use crate::scene::{Broker, Scene};
+use crate::scene::{Broker, Monitors, Scene};
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]
@@ -55,10 +55,13 @@ impl Run {
     }
 
     /// Publishes while one fault after the other comes and goes, and then compares.
-    async fn play(self, name: &str, broker: Broker, promise: Promise) -> Result<()> {
+    async fn play(self, name: &str, broker: Broker, monitors: Monitors, promise: Promise) -> Result<()> {
         say(&format!("{name}: KANCHI_FAULTS_SEED={}", self.seed));
-        let faults = broker.faults();
-        let mut scene = Scene::new(broker).await?;
+        let faults = match monitors {
+            Monitors::One => broker.faults(),
+            Monitors::Two => Fault::OF_TWO.to_vec(),
+        };
+        let mut scene = Scene::new(broker, monitors).await?;
         let publisher = scene.publish(self.seed);
         let begin = Instant::now();
         let mut plan = Plan::new(Dice::new(self.seed), faults);
@@ -101,7 +104,7 @@ fn say(text: &str) {
 async fn from_a_quorum_queue_every_event_is_stored_once() -> Result<()> {
     let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Quorum);
     Run::from_environment()?
-        .play("quorum queue", broker, Promise::Exact)
+        .play("quorum queue", broker, Monitors::One, Promise::Exact)
         .await
 }
 
@@ -109,7 +112,7 @@ async fn from_a_quorum_queue_every_event_is_stored_once() -> Result<()> {
 async fn from_a_classic_queue_what_is_missing_lies_in_a_gap() -> Result<()> {
     let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Classic);
     Run::from_environment()?
-        .play("classic queue", broker, Promise::OutsideGaps)
+        .play("classic queue", broker, Monitors::One, Promise::OutsideGaps)
         .await
 }
 
@@ -117,6 +120,22 @@ async fn from_a_classic_queue_what_is_missing_lies_in_a_gap() -> Result<()> {
 async fn from_redis_what_is_missing_lies_in_a_gap() -> Result<()> {
     let broker = Broker::Redis(Redis::start_new()?);
     Run::from_environment()?
-        .play("redis", broker, Promise::OutsideGaps)
+        .play("redis", broker, Monitors::One, Promise::OutsideGaps)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_a_quorum_queue_with_a_standby_every_event_is_stored_once() -> Result<()> {
+    let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Quorum);
+    Run::from_environment()?
+        .play("quorum queue, two monitors", broker, Monitors::Two, Promise::Exact)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_redis_with_a_standby_what_is_missing_lies_in_a_gap() -> Result<()> {
+    let broker = Broker::Redis(Redis::start_new()?);
+    Run::from_environment()?
+        .play("redis, two monitors", broker, Monitors::Two, Promise::OutsideGaps)
         .await
 }

@@ -20,6 +20,12 @@ pub(crate) enum Fault {
     EndMonitor,
     /// The monitor stands still.
     FreezeMonitor,
+    /// The second monitor of the broker is killed, and started again afterwards.
+    KillSecond,
+    /// The second monitor is told to end, and started again.
+    EndSecond,
+    /// The second monitor stands still for longer than its lease, should it write.
+    FreezeSecond,
     /// Postgres crashes.
     CrashStore,
     /// Postgres stands still.
@@ -52,6 +58,7 @@ pub(crate) enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Monitor,
+    Second,
     Store,
     StoreLink,
     Broker,
@@ -79,9 +86,23 @@ impl Fault {
         Self::KillUpkeep,
     ];
 
+    /// What can happen to two monitors of one broker; most of the rest is the same with one.
+    pub(crate) const OF_TWO: &[Self] = &[
+        Self::KillMonitor,
+        Self::EndMonitor,
+        Self::FreezeMonitor,
+        Self::KillSecond,
+        Self::EndSecond,
+        Self::FreezeSecond,
+        Self::CrashStore,
+        Self::SilenceStore,
+        Self::CutBroker,
+    ];
+
     const fn place(self) -> Place {
         match self {
             Self::KillMonitor | Self::EndMonitor | Self::FreezeMonitor => Place::Monitor,
+            Self::KillSecond | Self::EndSecond | Self::FreezeSecond => Place::Second,
             Self::CrashStore | Self::FreezeStore | Self::FillStoreDisk | Self::FillSpoolDisk => Place::Store,
             Self::CutStore | Self::SilenceStore | Self::SlowStore => Place::StoreLink,
             Self::KillBroker | Self::FreezeBroker => Place::Broker,
@@ -92,11 +113,11 @@ impl Fault {
 
     /// Shortest time that shows anything.
     const fn at_least(self) -> u64 {
-        if matches!(self, Self::FillSpoolDisk) {
+        match self {
             // Until the memory before it is full.
-            10_000
-        } else {
-            LASTS_MILLIS.0
+            Self::FillSpoolDisk => 10_000,
+            Self::FreezeSecond => 15_000,
+            _ => LASTS_MILLIS.0,
         }
     }
 }

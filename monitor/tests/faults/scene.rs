@@ -28,6 +28,13 @@ const SPOOL_DISK: u32 = 2;
 /// Bytes a second over a slow link.
 const SLOW: u32 = 32 << 10;
 
+/// How many monitors the broker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Monitors {
+    One = 1,
+    Two = 2,
+}
+
 /// Which broker it is.
 #[derive(Debug)]
 pub(crate) enum Broker {
@@ -100,6 +107,8 @@ impl Broker {
 /// The programs.
 pub(crate) struct Scene {
     monitor: MonitorProcess,
+    /// Another one of the same broker.
+    second: Option<MonitorProcess>,
     upkeep: Option<Child>,
     broker: Broker,
     broker_link: Link,
@@ -109,8 +118,8 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Starts everything, and waits until the monitor reads.
-    pub(crate) async fn new(broker: Broker) -> Result<Self> {
+    /// Starts everything, and waits until the monitor reads; with a second one, until that stands by.
+    pub(crate) async fn new(broker: Broker, monitors: Monitors) -> Result<Self> {
         let postgres = Postgres::with(&PostgresOptions {
             disk: Some(STORE_DISK),
             ..PostgresOptions::default()
@@ -124,10 +133,12 @@ impl Scene {
             if let Broker::Rabbitmq(_, queue_type) = &broker {
                 config.celery.event_queue.queue_type = *queue_type;
             }
+            config.replicas = monitors as u8;
         })?;
         let spool = SmallDisk::mount(&rig.spool("spool"), SPOOL_DISK)?;
         let mut scene = Self {
-            monitor: rig.monitor(&[])?,
+            monitor: first(&rig)?,
+            second: None,
             upkeep: None,
             broker,
             broker_link,
@@ -137,6 +148,13 @@ impl Scene {
         };
         scene.monitor.connected()?;
         scene.until_queue_is_registered()?;
+        if monitors == Monitors::Two {
+            let mut second = second(&scene.rig)?;
+            second.until("it stands by", PATIENCE, |monitor| {
+                monitor.metric("kanchi_monitor_standby") == Some(1.0)
+            })?;
+            scene.second = Some(second);
+        }
         Ok(scene)
     }
 
@@ -160,6 +178,13 @@ impl Scene {
             "the monitor has ended by itself:\n{}",
             self.monitor.log()
         );
+        if let Some(second) = &mut self.second {
+            ensure!(
+                second.is_running()?,
+                "the second monitor has ended by itself:\n{}",
+                second.log()
+            );
+        }
         Ok(())
     }
 
@@ -169,7 +194,8 @@ impl Scene {
         loop {
             let compared = ledger.compare(&self.rig, promise);
             if compared.is_ok() || Instant::now() > deadline {
-                return compared.with_context(|| self.monitor.log());
+                let second = self.second.as_ref().map(MonitorProcess::log).unwrap_or_default();
+                return compared.with_context(|| format!("{}\n---\n{second}", self.monitor.log()));
             }
             std::thread::sleep(Duration::from_millis(500));
         }
@@ -180,6 +206,9 @@ impl Scene {
             Fault::KillMonitor => self.monitor.kill()?,
             Fault::EndMonitor => self.monitor.signal("TERM")?,
             Fault::FreezeMonitor => self.monitor.signal("STOP")?,
+            Fault::KillSecond => self.second()?.kill()?,
+            Fault::EndSecond => self.second()?.signal("TERM")?,
+            Fault::FreezeSecond => self.second()?.signal("STOP")?,
             Fault::CrashStore => self.rig.postgres.crash()?,
             Fault::FreezeStore => self.rig.postgres.freeze()?,
             Fault::FillStoreDisk => self.store_disk()?.fill()?,
@@ -206,12 +235,18 @@ impl Scene {
 
     fn end(&mut self, fault: Fault) -> Result<()> {
         match fault {
-            Fault::KillMonitor => self.monitor = self.rig.monitor(&[])?,
+            Fault::KillMonitor => self.monitor = first(&self.rig)?,
             Fault::EndMonitor => {
                 self.monitor.ended()?;
-                self.monitor = self.rig.monitor(&[])?;
+                self.monitor = first(&self.rig)?;
             }
             Fault::FreezeMonitor => self.monitor.signal("CONT")?,
+            Fault::KillSecond => self.second = Some(second(&self.rig)?),
+            Fault::EndSecond => {
+                self.second()?.ended()?;
+                self.second = Some(second(&self.rig)?);
+            }
+            Fault::FreezeSecond => self.second()?.signal("CONT")?,
             Fault::CrashStore => self.rig.postgres.start()?,
             Fault::FreezeStore => self.rig.postgres.thaw()?,
             Fault::FillStoreDisk => {
@@ -234,6 +269,10 @@ impl Scene {
             }
         }
         Ok(())
+    }
+
+    fn second(&mut self) -> Result<&mut MonitorProcess> {
+        self.second.as_mut().context("there is no second monitor")
     }
 
     fn store_disk(&self) -> Result<&SmallDisk> {
@@ -268,6 +307,14 @@ impl Scene {
             !queue.is_empty() && server.has_registered(&queue)
         })
     }
+}
+
+fn first(rig: &Rig) -> Result<MonitorProcess> {
+    rig.monitor(&["--instance", "orders-monitor-0"])
+}
+
+fn second(rig: &Rig) -> Result<MonitorProcess> {
+    rig.monitor_with_spool("second-spool", &["--instance", "orders-monitor-1"])
 }
 
 /// Returns a URL that goes over a link.

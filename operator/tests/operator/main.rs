@@ -11,3 +11,4 @@ mod references;
 mod reports;
 mod rollouts;
 mod shared_role;
+mod standby;
