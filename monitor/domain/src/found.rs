@@ -194,21 +194,20 @@ impl<'a> Meta<'a> {
         event.retries = self.retries.and_then(|retries| u32::try_from(retries).ok());
         event.parent_id = self.parent.as_deref().and_then(TaskId::new);
         let result = self.result.unwrap_or(Scalar::Null);
-        match kind {
-            EventKind::FoundSucceeded => event.result = Some(repr::value(&result).into()),
-            EventKind::FoundFailed => {
-                let told = repr::exception(&result);
-                let (better, class) = explain(Some(&told), self.traceback.as_deref());
-                event.exception_class = class.map(Arc::from);
-                event.exception = Some(better.map_or_else(|| Arc::from(&*told), Arc::from));
-                event.traceback = self.traceback.map(Arc::from);
-            }
-            _ => {
-                // Celery's own words: `TaskRevokedError('expired')`, `'terminated'`, `'revoked'`.
-                let told = repr::exception(&result);
-                event.expired = told.contains("'expired'").then_some(true);
-                event.terminated = told.contains("'terminated'").then_some(true);
-            }
+        if kind == EventKind::FoundSucceeded {
+            event.result = Some(repr::value(&result).into());
+            return Ok(Some(event));
+        }
+        let told = repr::exception(&result);
+        if kind == EventKind::FoundFailed {
+            let (better, class) = explain(Some(&told), self.traceback.as_deref());
+            event.exception_class = class.map(Arc::from);
+            event.exception = Some(better.map_or_else(|| Arc::from(&*told), Arc::from));
+            event.traceback = self.traceback.map(Arc::from);
+        } else {
+            // Celery's own words: `TaskRevokedError('expired')`, `'terminated'`, `'revoked'`.
+            event.expired = told.contains("'expired'").then_some(true);
+            event.terminated = told.contains("'terminated'").then_some(true);
         }
         Ok(Some(event))
     }

@@ -19,6 +19,8 @@ mod plans;
 mod queries;
 #[path = "store/query_plans.rs"]
 mod query_plans;
+#[path = "store/repair.rs"]
+mod repair;
 #[path = "store/shared_role.rs"]
 mod shared_role;
 #[path = "store/statistics.rs"]

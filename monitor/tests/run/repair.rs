@@ -100,7 +100,7 @@ fn state(rig: &Rig, id: &str) -> String {
 async fn shown(rig: &Rig, id: &str) -> Result<String> {
     let row = rig.row(id).await?.context("no such task")?;
     let mark = row.mark.map(TaskMark::as_str);
-    let texts = [row.name, row.queue, row.worker.map(|_| "a worker".into())].map(|text| text.unwrap_or_default());
+    let texts = [row.name, row.queue, row.worker.map(|_| "a worker".into())].map(Option::unwrap_or_default);
     Ok(format!("{} {} {}", row.state, mark.unwrap_or("-"), texts.join(" ")))
 }
 

@@ -17,6 +17,13 @@ fn referenced() -> serde_json::Value {
     json!({ "connection": { "urlSecretRef": { "name": "rabbit", "key": "url" } } })
 }
 
+/// The same with a result backend.
+fn with_backend() -> serde_json::Value {
+    let mut spec = referenced();
+    spec["celery"] = json!({ "resultBackend": { "urlSecretRef": { "name": "rabbit", "key": "backend" } } });
+    spec
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_secret_or_key_is_named_and_heals_when_it_appears() {
     let world = World::new("missing").await;
@@ -55,9 +62,19 @@ async fn a_missing_secret_or_key_is_named_and_heals_when_it_appears() {
         .condition("orders", ConditionType::Stalled, "True", "UnsupportedTransport")
         .await;
 
-    world
-        .secret("rabbit", json!({ "url": "amqp://u:canary@rabbit/shop" }))
+    let both = |backend: &str| json!({ "url": "amqp://u:canary@rabbit/shop", "backend": backend });
+    world.secret("rabbit", both("db+postgresql://u:canary@db/celery")).await;
+    world.apply("orders", with_backend()).await;
+    let message = world
+        .condition("orders", ConditionType::Stalled, "True", "UnsupportedTransport")
         .await;
+    assert!(
+        message.contains("spec.celery.resultBackend") && message.contains("db+postgresql"),
+        "{message}"
+    );
+    assert!(!message.contains("canary"), "{message}");
+
+    world.secret("rabbit", both("redis://:canary@cache/3")).await;
     world
         .condition("orders", ConditionType::ReferencesResolved, "True", "AllFound")
         .await;
@@ -74,10 +91,10 @@ async fn a_rotated_password_reaches_the_pod_without_a_restart_and_is_shown_nowhe
     world
         .secret(
             "rabbit",
-            json!({ "url": "amqp://u:canary-1@rabbit/shop", "other": "a" }),
+            json!({ "url": "amqp://u:canary-1@rabbit/shop", "backend": "redis://:canary-3@cache/3", "other": "a" }),
         )
         .await;
-    world.apply("orders", referenced()).await;
+    world.apply("orders", with_backend()).await;
     world
         .condition("orders", ConditionType::Ready, "True", "AsExpected")
         .await;
@@ -90,7 +107,7 @@ async fn a_rotated_password_reaches_the_pod_without_a_restart_and_is_shown_nowhe
     world
         .secret(
             "rabbit",
-            json!({ "url": "amqp://u:canary-2@rabbit/shop", "other": "a" }),
+            json!({ "url": "amqp://u:canary-2@rabbit/shop", "backend": "redis://:canary-4@cache/3", "other": "a" }),
         )
         .await;
     let rotated = world
@@ -99,6 +116,10 @@ async fn a_rotated_password_reaches_the_pod_without_a_restart_and_is_shown_nowhe
     assert_eq!(
         world.mounted("orders", "broker-url").await,
         "amqp://u:canary-2@rabbit/shop"
+    );
+    assert_eq!(
+        world.mounted("orders", "result-backend-url").await,
+        "redis://:canary-4@cache/3"
     );
     assert_eq!(rotated.uid(), pod.uid(), "the pod is the same");
     let now = world.api::<StatefulSet>().get("orders-monitor").await.unwrap();
@@ -118,7 +139,7 @@ async fn a_rotated_password_reaches_the_pod_without_a_restart_and_is_shown_nowhe
     world
         .secret(
             "rabbit",
-            json!({ "url": "amqp://u:canary-2@rabbit/shop", "other": "b" }),
+            json!({ "url": "amqp://u:canary-2@rabbit/shop", "backend": "redis://:canary-4@cache/3", "other": "b" }),
         )
         .await;
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;

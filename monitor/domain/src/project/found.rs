@@ -119,27 +119,24 @@ impl TaskRow {
         (self.exception, self.exception_class, self.traceback) = (None, None, None);
         self.finished_at = found.time();
         let text = |field| texts.and_then(|texts| texts.share(field));
-        match found.key.step {
-            Step::FoundSucceeded => {
-                self.state = TaskState::Success;
-                self.result = text(Field::Result);
-                self.cut_like(texts, &[PayloadField::Result]);
-            }
-            Step::FoundFailed => {
-                self.state = TaskState::Failure;
-                self.exception = text(Field::Exception);
-                self.exception_class = text(Field::ExceptionClass);
-                self.traceback = text(Field::Traceback);
-                self.cut_like(texts, &[PayloadField::Exception, PayloadField::Traceback]);
-            }
-            _revoked => {
-                self.state = if found.flags.has(Flags::EXPIRED) {
-                    TaskState::Expired
-                } else {
-                    TaskState::Revoked
-                };
-                self.terminated = found.flags.has(Flags::TERMINATED);
-            }
+        if found.key.step == Step::FoundSucceeded {
+            self.state = TaskState::Success;
+            self.result = text(Field::Result);
+            self.cut_like(texts, &[PayloadField::Result]);
+        } else if found.key.step == Step::FoundFailed {
+            self.state = TaskState::Failure;
+            self.exception = text(Field::Exception);
+            self.exception_class = text(Field::ExceptionClass);
+            self.traceback = text(Field::Traceback);
+            self.cut_like(texts, &[PayloadField::Exception, PayloadField::Traceback]);
+        } else {
+            let expired = found.flags.has(Flags::EXPIRED);
+            self.state = if expired {
+                TaskState::Expired
+            } else {
+                TaskState::Revoked
+            };
+            self.terminated = found.flags.has(Flags::TERMINATED);
         }
     }
 

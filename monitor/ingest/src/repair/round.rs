@@ -46,6 +46,8 @@ pub(super) struct Round<'r> {
     open: Vec<OpenTask>,
     /// Tasks beyond those.
     unasked: u64,
+    /// What the scan found: Redis may name a key twice.
+    scanned: HashSet<TaskId>,
 }
 
 impl<'r> Round<'r> {
@@ -57,6 +59,7 @@ impl<'r> Round<'r> {
             now,
             open: Vec::new(),
             unasked: 0,
+            scanned: HashSet::new(),
         }
     }
 
@@ -265,7 +268,8 @@ impl<'r> Round<'r> {
             };
             // What cannot be read may be of any time: it is not counted as a fault of this gap.
             let event = Event::found_result(&task, &bytes, now).ok().flatten();
-            found.extend(event.filter(|event| self.findings.covers(event.timestamp)));
+            let event = event.filter(|event| self.findings.covers(event.timestamp));
+            found.extend(event.filter(|_| self.scanned.insert(task)));
         }
         if found.is_empty() {
             return Ok(());

@@ -142,3 +142,28 @@ async fn applies_a_good_change_keeps_the_old_one_on_a_bad_change_and_ignores_no_
     shutdown.cancel();
     task.await.unwrap();
 }
+
+#[test]
+fn a_result_backend_has_the_brokers_certificates_and_its_own_url_and_prefix() {
+    let directory = directory();
+    let config = format!("{CONFIG}resultBackend: {{ globalKeyPrefix: acme }}\n");
+    assert!(Settings::load(directory.path()).unwrap().settings.results.is_none());
+    write(directory.path(), file::CONFIG, &config);
+    assert!(Settings::load(directory.path()).is_err(), "its URL is missing");
+    write(directory.path(), file::RESULT_BACKEND_URL, "rediss://:canary@cache/3\n");
+    write(directory.path(), file::BROKER_CA, "pem");
+    let loaded = Settings::load(directory.path()).unwrap();
+    let results = loaded.settings.results.clone().unwrap();
+    assert_eq!(results.url.endpoint(), "cache:6379/3");
+    assert_eq!(results.celery.global_key_prefix, "acme");
+    assert!(results.tls.is_some());
+    assert!(!format!("{loaded:?}").contains("canary"));
+    write(directory.path(), file::RESULT_BACKEND_URL, "amqp://u:canary@rabbit/");
+    let error = crate::error_chain(&Settings::load(directory.path()).unwrap_err());
+    assert!(error.contains("amqp") && !error.contains("canary"), "{error}");
+    write(directory.path(), file::RESULT_BACKEND_URL, "redis://:other@cache/3");
+    assert_ne!(
+        Settings::load(directory.path()).unwrap().fingerprint,
+        loaded.fingerprint
+    );
+}
