@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use kanchi_store::{Ending, Epoch, ErrorKind, Heartbeat, Lease, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros};
+use kanchi_store::{
+    Ending, Epoch, ErrorKind, Heartbeat, Lease, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros,
+};
 use tokio::task::JoinSet;
 
 use crate::world::{Monitor, World, batch, live, received};
@@ -152,7 +154,9 @@ async fn a_commit_is_a_sign_of_life_and_does_not_keep_the_lease_from_being_renew
     let begin = Instant::now();
     let stuck = tokio::spawn(async move {
         let head = batch(m.epoch, Vec::new()).head;
-        m.writer.commit_while(&head, std::future::pending(), Ending::Commit).await
+        m.writer
+            .commit_while(&head, std::future::pending(), Ending::Commit)
+            .await
     });
     until_locked(&world).await;
     m.reporter.speak_for(m.epoch);
