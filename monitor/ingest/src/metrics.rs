@@ -127,6 +127,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::new();
         metrics.describe_stream(registry);
+        metrics.describe_gaps(registry);
         metrics.describe_store(registry);
         metrics.describe_world(registry);
         metrics.start_at_zero();
@@ -205,6 +206,26 @@ impl Metrics {
             "Messages that had been stored before",
             self.duplicates.clone(),
         );
+        r.register("ring_bytes", "Bytes waiting in memory (Redis)", self.ring_bytes.clone());
+        r.register(
+            "spool_bytes",
+            "Bytes in the disk spool (Redis)",
+            self.spool_bytes.clone(),
+        );
+        r.register(
+            "dropped_messages",
+            "Messages dropped because ring and spool were full",
+            self.dropped.clone(),
+        );
+        r.register(
+            "spool_damaged_segments",
+            "Spool segments with a damaged or cut off record",
+            self.damaged.clone(),
+        );
+    }
+
+    fn describe_gaps(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("kanchi_monitor");
         r.register(
             "gaps",
             "Spans of time of which events may be missing, by cause",
@@ -224,22 +245,6 @@ impl Metrics {
             "gap_tasks",
             "Tasks that the repair of gaps was about, by what became of them",
             self.gap_tasks.clone(),
-        );
-        r.register("ring_bytes", "Bytes waiting in memory (Redis)", self.ring_bytes.clone());
-        r.register(
-            "spool_bytes",
-            "Bytes in the disk spool (Redis)",
-            self.spool_bytes.clone(),
-        );
-        r.register(
-            "dropped_messages",
-            "Messages dropped because ring and spool were full",
-            self.dropped.clone(),
-        );
-        r.register(
-            "spool_damaged_segments",
-            "Spool segments with a damaged or cut off record",
-            self.damaged.clone(),
         );
     }
 

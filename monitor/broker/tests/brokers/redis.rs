@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kanchi_broker::{ConnectReason, ConnectionState, EventStreamOptions, Framing, GapCause, QueueSampler, TlsFiles};
+use kanchi_broker::{
+    ConnectReason, ConnectionState, EventStreamOptions, Framing, GapCause, QueueSampler, Record, ResultBackend,
+    ResultError, TlsFiles,
+};
 use kanchi_test_servers::certificates::Certificates;
 use kanchi_test_servers::redis::{ClientCertificates, Redis, RedisOptions};
 
@@ -315,4 +318,46 @@ async fn queues_are_found_in_bindings_and_counted_over_all_priorities() {
     assert_eq!(told, [("celery", Some(4)), ("mail", None), ("orders", Some(0))]);
     let in_flight = sampler.in_flight().await.unwrap().unwrap();
     assert_eq!((in_flight.count, in_flight.oldest_since), (2, Some(1_700_000_000.5)));
+}
+
+#[tokio::test]
+async fn a_result_backend_is_read_with_the_least_rights_and_large_or_foreign_values_are_left_alone() {
+    let options = RedisOptions {
+        password: Some("hunter2-default".into()),
+        users: vec!["least on >hunter2-least ~acme_celery-task-meta-* +strlen +mget +scan +select".into()],
+        ..RedisOptions::default()
+    };
+    let server = Redis::with(options).unwrap();
+    let set = |key: &str, value: &str| server.cli(&["SET", key, value]).unwrap();
+    set("acme_celery-task-meta-a", r#"{"status": "SUCCESS"}"#);
+    set("celery-task-meta-a", "another application's");
+    server.cli(&["LPUSH", "acme_celery-task-meta-list", "x"]).unwrap();
+    let large = (2 << 20).to_string();
+    server
+        .cli(&["SETRANGE", "acme_celery-task-meta-large", &large, "x"])
+        .unwrap();
+    let mut spec = spec(&server.url_of("least", "hunter2-least"));
+    spec.celery.global_key_prefix = "acme".into();
+    let mut backend = ResultBackend::open(&spec).await.unwrap();
+    let records = backend.records(&["none", "a", "list", "large"]).await.unwrap();
+    let bytes = Record::Bytes(br#"{"status": "SUCCESS"}"#.to_vec());
+    assert_eq!(records, [Record::None, bytes, Record::None, Record::TooLarge]);
+    let (mut cursor, mut found) = (0, BTreeSet::new());
+    loop {
+        let page = backend.scan(cursor).await.unwrap();
+        found.extend(page.ids);
+        cursor = page.next;
+        if cursor == 0 {
+            break;
+        }
+    }
+    assert_eq!(found, ["a", "large", "list"].map(str::to_owned).into());
+
+    // Without a right, and without the prefix: said so, and no secret told.
+    spec.celery.global_key_prefix = String::new();
+    let mut backend = ResultBackend::open(&spec).await.unwrap();
+    let refused = backend.records(&["a"]).await.unwrap_err();
+    assert!(!format!("{refused} {refused:?}").contains("hunter2"), "{refused:?}");
+    let ResultError::Unavailable { reason, .. } = refused;
+    assert_eq!(reason, ConnectReason::AccessRefused);
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use kanchi_broker::results::RECORDS_AT_ONCE;
-use kanchi_broker::{Command, Record, ResultBackend};
+use kanchi_broker::{Command, Record, Reply, ResultBackend};
 use kanchi_domain::{Event, RunningInfo, TaskId, UnixMicros};
 use kanchi_store::{OpenTask, PendingGap, Walk};
 use serde_json::Value;
@@ -189,50 +189,55 @@ impl<'r> Round<'r> {
             let text = format!("{} tasks more than the workers are asked about", self.unasked);
             self.findings.note(text);
         }
+        let mut asked = 0;
         for some in open.chunks(ASK_AT_ONCE) {
             let ids: Vec<&str> = some.iter().map(|task| task.task_id.as_str()).collect();
-            let asked = self
+            let command = Command::query_task(&ids);
+            let answers = self
                 .repair
                 .control
-                .broadcast(Command::query_task(&ids), Some(workers.clone()), REPLY_TIMEOUT)
-                .await;
-            self.repair.shared.metrics.command("query_task", asked.is_ok());
-            let replies = match asked {
-                Ok(replies) => replies,
-                Err(error) => {
-                    self.findings.unknown += some.len() as u64;
-                    let text = format!("workers could not be asked about {} tasks: {error}", some.len());
-                    self.findings.note(text);
-                    return Ok(());
+                .broadcast(command, Some(workers.clone()), REPLY_TIMEOUT);
+            let answers = answers.await;
+            self.repair.shared.metrics.command("query_task", answers.is_ok());
+            let trouble = match answers {
+                Ok(replies) => {
+                    let answered: HashSet<&str> = replies.iter().map(|reply| reply.worker.as_str()).collect();
+                    workers.retain(|worker| answered.contains(worker.as_str()));
+                    self.hear(some, &replies).await?;
+                    asked += some.len();
+                    workers.is_empty().then(|| "no worker answers".to_owned())
                 }
+                Err(error) => Some(error.to_string()),
             };
-            let mut held = HashSet::new();
-            let mut events = Vec::new();
-            for reply in &replies {
-                for (id, running) in held_tasks(&reply.value) {
-                    let task = some.iter().find(|task| task.task_id == id);
-                    let waits =
-                        task.is_some_and(|task| matches!(task.state.as_str(), "PENDING" | "RECEIVED" | "RETRY"));
-                    held.extend(task.map(|task| task.task_id.as_str()));
-                    let now = self.repair.shared.now();
-                    let event = running.filter(|_| waits).and_then(|(since, info)| {
-                        Some(Event::found_running(
-                            &TaskId::new(id)?,
-                            &reply.worker,
-                            since,
-                            &info,
-                            now,
-                        ))
-                    });
-                    events.extend(event);
-                }
+            let rest = open.len() - asked;
+            if let Some(trouble) = trouble.filter(|_| rest > 0) {
+                self.findings.unknown += rest as u64;
+                let text = format!("workers could not be asked about {rest} tasks: {trouble}");
+                self.findings.note(text);
+                return Ok(());
             }
-            self.findings.unknown += (some.len() - held.len()) as u64;
-            let answered: HashSet<&str> = replies.iter().map(|reply| reply.worker.as_str()).collect();
-            workers.retain(|worker| answered.contains(worker.as_str()));
-            self.send(events).await?;
         }
         Ok(())
+    }
+
+    /// Takes the workers' answers about these tasks.
+    async fn hear(&mut self, asked: &[OpenTask], replies: &[Reply]) -> Result<(), Trouble> {
+        let now = self.repair.shared.now();
+        let (mut held, mut events) = (HashSet::new(), Vec::new());
+        for reply in replies {
+            for (id, running) in held_tasks(&reply.value) {
+                let Some(task) = asked.iter().find(|task| task.task_id == id) else {
+                    continue;
+                };
+                held.insert(task.task_id.as_str());
+                let waits = matches!(task.state.as_str(), "PENDING" | "RECEIVED" | "RETRY");
+                if let Some(((since, info), id)) = running.filter(|_| waits).zip(TaskId::new(id)) {
+                    events.push(Event::found_running(&id, &reply.worker, since, &info, now));
+                }
+            }
+        }
+        self.findings.unknown += (asked.len() - held.len()) as u64;
+        self.send(events).await
     }
 
     /// Looks for tasks that lie wholly inside a gap: all records are read, since no key tells when its task ended.
