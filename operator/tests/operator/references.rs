@@ -62,22 +62,28 @@ async fn a_missing_secret_or_key_is_named_and_heals_when_it_appears() {
         .condition("orders", ConditionType::Stalled, "True", "UnsupportedTransport")
         .await;
 
+    world
+        .secret("rabbit", json!({ "url": "amqp://u:canary@rabbit/shop" }))
+        .await;
+    world
+        .condition("orders", ConditionType::ReferencesResolved, "True", "AllFound")
+        .await;
+    world
+        .condition("orders", ConditionType::Ready, "True", "AsExpected")
+        .await;
+
     let both = |backend: &str| json!({ "url": "amqp://u:canary@rabbit/shop", "backend": backend });
     world.secret("rabbit", both("db+postgresql://u:canary@db/celery")).await;
     world.apply("orders", with_backend()).await;
     let message = world
-        .condition("orders", ConditionType::Stalled, "True", "UnsupportedTransport")
+        .condition("orders", ConditionType::Accepted, "False", "UnsupportedTransport")
         .await;
     assert!(
         message.contains("spec.celery.resultBackend") && message.contains("db+postgresql"),
         "{message}"
     );
     assert!(!message.contains("canary"), "{message}");
-
     world.secret("rabbit", both("redis://:canary@cache/3")).await;
-    world
-        .condition("orders", ConditionType::ReferencesResolved, "True", "AllFound")
-        .await;
     world
         .condition("orders", ConditionType::Ready, "True", "AsExpected")
         .await;
