@@ -42,8 +42,8 @@ pub use retention::{RetentionClass, RetentionPolicy};
 pub use statistics::{RolledUp, StatisticDelta};
 pub use url::StoreUrl;
 pub use writer::{
-    Epoch, Held, HeldPage, HeldTask, Holder, Lease, Previous, Settled, StoreReporter, StoreWriter, Stored, TakenOver,
-    Walk,
+    Epoch, Held, HeldPage, HeldTask, Holder, Lease, Previous, Renewal, Settled, StoreReporter, StoreWriter, Stored,
+    TakenOver, Walk,
 };
 
 /// Version of the schema that this build writes; [`StoreAdmin::migrate`] brings a database there.

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 pub(crate) use copy::head;
 pub use held::{Held, HeldPage, HeldTask, Walk};
-pub use lease::{Holder, Lease, TakenOver};
+pub use lease::{Holder, Lease, Renewal, TakenOver};
 pub use reporter::{Previous, Settled, StoreReporter};
 
 use crate::connection::{Link, within};
