@@ -126,9 +126,20 @@ impl Buffer {
         buffer
     }
 
-    /// Another monitor may read the same: digests of all messages must be kept, not only of spooled ones.
-    pub fn keep_digests(&self, keep: bool) {
-        self.lock().keep_digests = keep;
+    /// Another monitor may read the same: digests of all messages must be kept from now on, not only of spooled ones. For
+    /// good: that monitor may still be there when the configuration does not know it any more.
+    pub fn keep_digests(&self) {
+        self.lock().keep_digests = true;
+    }
+
+    /// The other monitor keeps no digests: what it may have stored until now cannot be told from what is new.
+    pub fn forget(&self, now: UnixMicros) {
+        let mut inner = self.lock();
+        if inner.standing_by {
+            inner.ring.clear();
+            inner.ring_bytes = 0;
+            inner.whole_since = inner.whole_since.map(|since| since.max(now));
+        }
     }
 
     /// This monitor writes from now on. What waits, and what arrives until `doubtful_until`, may have been stored by the one
@@ -192,13 +203,9 @@ impl Buffer {
     /// A gap begins at `from` and ends when the ring is whole: returns it if it is, else it is told with the connection.
     pub fn gap_from(&self, from: UnixMicros) -> Option<Gap> {
         let mut inner = self.lock();
-        match inner.whole_since {
-            Some(to) => Some(restart_gap(from, to)),
-            None => {
-                inner.owed = Some(from);
-                None
-            }
-        }
+        let to = inner.whole_since;
+        inner.owed = to.is_none().then_some(from);
+        to.map(|to| restart_gap(from, to))
     }
 
     /// Takes a message without ever waiting for its reader.
@@ -560,7 +567,7 @@ mod tests {
         };
         assert!(buffer.hides(&gap(10, 20)));
         assert_eq!(buffer.whole_since(), Some(since), "before what it holds");
-        buffer.keep_digests(true);
+        buffer.keep_digests();
         assert_eq!(buffer.begin_writing(2_000, None, UnixMicros(105)), Some(since));
         assert!(!buffer.hides(&gap(101, 102)), "a gap is one now");
         push(&buffer, 100, 101);
@@ -607,6 +614,24 @@ mod tests {
             .collect();
         assert_eq!(arrived.last(), Some(&30));
         assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "{arrived:?}");
+    }
+
+    #[test]
+    fn what_a_writer_without_digests_may_have_stored_is_forgotten() {
+        let buffer = Buffer::standing_by(2_000);
+        buffer.forget(UnixMicros(3));
+        assert_eq!(buffer.whole_since(), None, "not connected yet");
+        buffer.connected(UnixMicros(5));
+        push(&buffer, 6, 8);
+        buffer.forget(UnixMicros(9));
+        assert_eq!(
+            (buffer.fill().ring_bytes, buffer.whole_since()),
+            (0, Some(UnixMicros(9)))
+        );
+        buffer.begin_writing(2_000, None, UnixMicros(0));
+        push(&buffer, 10, 11);
+        buffer.forget(UnixMicros(12));
+        assert!(buffer.fill().ring_bytes > 0, "a writer forgets nothing");
     }
 
     #[test]

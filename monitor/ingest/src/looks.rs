@@ -43,14 +43,13 @@ impl Looks {
         self.prove(holder, at);
         let same = self.silent.filter(|(renewals, _)| *renewals == holder.renewals);
         let (_, silent_since) = *self.silent.insert(same.unwrap_or((holder.renewals, now)));
-        let free_since = match holder.lease {
-            Lease::Free => Some(*self.free_since.get_or_insert(now)),
-            Lease::Alive | Lease::Over => self.free_since.take().filter(|_| false),
-        };
+        if holder.lease != Lease::Free {
+            self.free_since = None;
+        }
         let patience = if covers { Duration::ZERO } else { YIELD };
         match holder.lease {
             Lease::Alive => false,
-            Lease::Free => free_since.is_some_and(|since| now.duration_since(since) >= patience),
+            Lease::Free => now.duration_since(*self.free_since.get_or_insert(now)) >= patience,
             Lease::Over => now.duration_since(silent_since) >= SILENT + patience,
         }
     }
@@ -98,6 +97,7 @@ mod tests {
             lease,
             answered: renewals - 1,
             behind: Some(Duration::ZERO),
+            keeps_digests: true,
         }
     }
 

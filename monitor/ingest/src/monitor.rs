@@ -21,7 +21,7 @@ use crate::liveness::{Liveness, Seen};
 use crate::orphans::Orphans;
 use crate::own::Own;
 use crate::repair::{self, Archive, Repair};
-use crate::report::{self, Reporter};
+use crate::report::{self, Digests, Reporter};
 use crate::sampler::{Sampler, Samples};
 use crate::settings::{Loaded, Settings, SettingsWatch, watch_directory};
 use crate::shared::Shared;
@@ -116,13 +116,11 @@ impl Monitor {
         } else {
             run.begin_at_once().await
         };
-        match beginning {
-            Some(beginning) => run.write(beginning).await,
-            None => {
-                run.stop().await;
-                Ok(())
-            }
-        }
+        let Some(beginning) = beginning else {
+            run.stop().await;
+            return Ok(());
+        };
+        run.write(beginning).await
     }
 
     fn spool(&self) -> SpoolOptions {
@@ -290,7 +288,9 @@ impl Run {
             end: self.end.clone(),
         };
         let (sink, source) = if let Some(buffer) = &buffer {
-            buffer.keep_digests(settings.has_standby());
+            if settings.has_standby() {
+                buffer.keep_digests();
+            }
             let source = Source::Buffer(Arc::clone(buffer), Vec::new());
             (Sink::Buffer(Arc::clone(buffer)), source)
         } else {
@@ -346,6 +346,7 @@ impl Run {
                 restart_at,
                 told_complete: None,
                 renewed: None,
+                digests: Digests::new(taken.is_some()),
                 fenced: self.fenced.clone(),
             }
             .run(),
@@ -382,13 +383,13 @@ impl Run {
     /// Starts what a writer does beside the event path; returns the newest queue samples. `archive`: where the repair of gaps
     /// asks the store; `own`: where what it finds goes.
     fn spawn_side(&mut self, archive: Archive, own: Own) -> Samples {
-        let (sender, samples) = watch::channel(None);
+        let (newest, samples) = watch::channel(None);
         let spec = self.settings.borrow().broker.clone();
-        let sampler = Sampler {
+        let queues = Sampler {
             shared: Arc::clone(&self.monitor.shared),
             settings: self.settings.clone(),
             queues: QueueSampler::new(spec.clone()),
-            samples: sender,
+            samples: newest,
             shutdown: self.background.clone(),
         };
         let liveness = Liveness {
@@ -406,7 +407,7 @@ impl Run {
             events: own,
             shutdown: self.background.clone(),
         };
-        self.tasks.push(tokio::spawn(sampler.run()));
+        self.tasks.push(tokio::spawn(queues.run()));
         self.tasks.push(tokio::spawn(liveness.run()));
         self.tasks.push(tokio::spawn(repair.run()));
         samples

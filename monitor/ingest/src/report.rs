@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kanchi_broker::{ConnectionState, Gap, GapCause};
 use kanchi_domain::UnixMicros;
-use kanchi_store::{Error as StoreError, ErrorKind, Heartbeat, Previous, StoreReporter};
+use kanchi_store::{Error as StoreError, ErrorKind, Heartbeat, Previous, Renewal, StoreReporter};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How often the lease is renewed: a standby takes over once it was not for ten seconds.
 const RENEW: Duration = Duration::from_secs(2);
+
+/// Digests are said to be kept so long after they are.
+const DIGESTS_AFTER: Duration = Duration::from_secs(10);
 
 /// How often workers, gaps and queue samples are written.
 const TICK: Duration = Duration::from_secs(1);
@@ -41,6 +44,31 @@ const SETTLE_AT_ONCE: Duration = Duration::from_secs(2);
 
 /// A call that takes longer is given up: a connection that hangs must not silence the heartbeat.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Since when digests of all messages are kept, as far as the lease says: a while after it is so, since what was on its way
+/// then has none. Once they are kept they are for good.
+#[derive(Clone, Copy, Debug)]
+pub struct Digests {
+    always: bool,
+    since: Option<Instant>,
+}
+
+impl Digests {
+    /// `always`: since this process began to write.
+    pub const fn new(always: bool) -> Self {
+        Self { always, since: None }
+    }
+
+    fn are_kept(&mut self, has_standby: bool, now: Instant) -> bool {
+        if has_standby {
+            self.since.get_or_insert(now);
+        }
+        self.always
+            || self
+                .since
+                .is_some_and(|since| now.duration_since(since) >= DIGESTS_AFTER)
+    }
+}
 
 /// Writes what the monitor tells of itself, and keeps its lease.
 #[derive(Debug)]
@@ -73,6 +101,8 @@ pub struct Reporter {
     pub told_complete: Option<UnixMicros>,
     /// When the lease was renewed last.
     pub renewed: Option<Instant>,
+    /// Whether digests of all that is stored are kept.
+    pub digests: Digests,
     /// Told when another monitor has taken over.
     pub fenced: CancellationToken,
 }
@@ -183,7 +213,11 @@ impl Reporter {
             .as_ref()
             .is_some_and(|buffer| buffer.fill().waiting_bytes > 0);
         let behind = self.shared.behind(waiting);
-        self.store().await?.renew(behind).await?;
+        let keeps_digests = self
+            .digests
+            .are_kept(self.settings.borrow().has_standby(), Instant::now());
+        let renewal = Renewal { behind, keeps_digests };
+        self.store().await?.renew(renewal).await?;
         self.renewed = Some(Instant::now());
         Ok(())
     }
@@ -365,5 +399,21 @@ pub async fn previous(settings: &SettingsWatch, patience: Duration) -> (Option<S
             (None, Previous::default())
         }
         Err(_elapsed) => (None, Previous::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_told_of_after_what_was_on_its_way_and_then_for_good() {
+        let now = Instant::now();
+        let mut digests = Digests::new(false);
+        assert!(!digests.are_kept(false, now));
+        assert!(!digests.are_kept(true, now));
+        assert!(digests.are_kept(true, now + DIGESTS_AFTER));
+        assert!(digests.are_kept(false, now + DIGESTS_AFTER * 2));
+        assert!(Digests::new(true).are_kept(false, now), "it stood by before");
     }
 }

@@ -136,7 +136,9 @@ impl Pump {
                 () = self.drain.cancelled() => break,
                 Ok(()) = self.settings.changed() => {
                     self.reload();
-                    buffer.keep_digests(self.settings.borrow().has_standby());
+                    if self.settings.borrow().has_standby() {
+                        buffer.keep_digests();
+                    }
                 }
                 Ok(()) = self.acknowledged.changed() => buffer.release_through(*self.acknowledged.borrow_and_update()),
                 _ = tick.tick() => {

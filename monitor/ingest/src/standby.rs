@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kanchi_domain::UnixMicros;
-use kanchi_store::{Epoch, Error as StoreError, ErrorKind, Previous, StoreReporter, TakenOver};
+use kanchi_store::{Epoch, Error as StoreError, ErrorKind, Lease, Previous, StoreReporter, TakenOver};
 use tokio_util::sync::CancellationToken;
 
 use crate::buffer::Buffer;
@@ -63,10 +63,13 @@ pub struct Taken {
 
 /// How far a standby is.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "steps that are done, each once")]
 struct Progress {
     store: Option<StoreReporter>,
     /// What an earlier process of this name held is given back.
     given_back: bool,
+    /// That role and configuration name different brokers was told.
+    mismatch_told: bool,
     /// The spool is of an earlier process that was followed by another monitor, or is not there.
     discarded: bool,
     looks: Looks,
@@ -149,6 +152,11 @@ impl Standby {
                 self.discard_spool();
                 progress.discarded = true;
             }
+            // One whose lease is over has stored nothing since the look before.
+            let tells = holder.is_none_or(|holder| holder.keeps_digests || holder.lease == Lease::Over);
+            if let Some(buffer) = self.buffer.as_ref().filter(|_| !tells) {
+                buffer.forget(self.shared.now());
+            }
             if !progress.looks.see(holder.as_ref(), at, Instant::now(), covers) {
                 return Ok(false);
             }
@@ -189,6 +197,9 @@ impl Standby {
             None => {
                 let store = StoreReporter::connect(&settings.store, settings.retention).await?;
                 if store.broker_key() != settings.config.broker_key {
+                    if std::mem::replace(&mut progress.mismatch_told, true) {
+                        return Ok(());
+                    }
                     // Half of a changed Secret, or a mistake: nothing may be written under another broker's key.
                     tracing::error!(
                         store.broker_key = store.broker_key(),

@@ -84,7 +84,9 @@ create table kanchi.lease (
     -- Of the newest renewal: the one whose answer the writer had before it made this one, and how many microseconds the
     -- store was behind what the writer had read (null: not known). No clock of a pod is in these.
     answered bigint not null default 0,
-    behind bigint
+    behind bigint,
+    -- All that the writer stores from now on has its digest in `batch`: another monitor can tell what is stored.
+    keeps_digests boolean not null default false
 ) with (fillfactor = 20);
 
 create table kanchi.batch (

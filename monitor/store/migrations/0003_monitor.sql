@@ -51,7 +51,7 @@ begin
     -- The lease first, as in take_over: two locks in one order.
     insert into kanchi.lease as l (broker_id, epoch, instance) values (b, 0, left(p_instance, 255))
     on conflict (broker_id) do update set instance = excluded.instance, renewed_at = excluded.renewed_at,
-        renewals = l.renewals + 1, answered = 0, behind = null;
+        renewals = l.renewals + 1, answered = 0, behind = null, keeps_digests = false;
     insert into kanchi.writer as w (broker_id, epoch, instance) values (b, 1, left(p_instance, 255))
     on conflict (broker_id) do update
         set epoch = w.epoch + 1, instance = excluded.instance, began_at = now()
@@ -75,9 +75,11 @@ $$;
 
 -- Who writes, as a standby sees it; no row: nobody ever did.
 create function kanchi.holder(p_instance text)
-returns table (epoch bigint, is_own boolean, renewals bigint, is_free boolean, is_alive boolean, answered bigint, behind bigint)
+returns table (epoch bigint, is_own boolean, renewals bigint, is_free boolean, is_alive boolean, answered bigint, behind bigint,
+    keeps_digests boolean)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select l.epoch, l.instance = left(p_instance, 255), l.renewals, l.renewed_at is null, kanchi.is_alive(l.broker_id, l.renewed_at), l.answered, l.behind
+    select l.epoch, l.instance = left(p_instance, 255), l.renewals, l.renewed_at is null, kanchi.is_alive(l.broker_id, l.renewed_at), l.answered, l.behind,
+        l.keeps_digests
     from kanchi.lease l where l.broker_id = kanchi.current_broker()
 $$;
 
@@ -96,11 +98,12 @@ begin
         raise exception 'broker % is not known', b using errcode = 'KN002';
     end if;
     if p_seen_epoch is null then
-        insert into kanchi.lease (broker_id, epoch, instance) values (b, 0, left(p_instance, 255)) on conflict do nothing;
+        insert into kanchi.lease (broker_id, epoch, instance, keeps_digests) values (b, 0, left(p_instance, 255), true)
+        on conflict do nothing;
     else
         select l.instance = left(p_instance, 255) into was from kanchi.lease l where l.broker_id = b for update;
         update kanchi.lease l set instance = left(p_instance, 255), renewed_at = clock_timestamp(),
-            renewals = l.renewals + 1, answered = 0, behind = null
+            renewals = l.renewals + 1, answered = 0, behind = null, keeps_digests = true
         where l.broker_id = b and l.epoch = p_seen_epoch and l.renewals = p_seen_renewals
             and (l.instance = left(p_instance, 255) or not kanchi.is_alive(b, l.renewed_at));
     end if;
@@ -118,13 +121,14 @@ begin
 end $$;
 
 -- Renews the lease; returns the number of this renewal. Whoever is not the writer any more learns it here.
-create function kanchi.renew(p_epoch bigint, p_answered bigint, p_behind bigint) returns bigint
+create function kanchi.renew(p_epoch bigint, p_answered bigint, p_behind bigint, p_digests boolean) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     b integer := kanchi.current_broker();
     n bigint;
 begin
-    update kanchi.lease set renewed_at = clock_timestamp(), renewals = renewals + 1, answered = p_answered, behind = p_behind
+    update kanchi.lease set renewed_at = clock_timestamp(), renewals = renewals + 1, answered = p_answered,
+        behind = p_behind, keeps_digests = p_digests
     where broker_id = b and epoch = p_epoch
     returning renewals into n;
     if n is null then

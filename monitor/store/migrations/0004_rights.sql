@@ -30,7 +30,7 @@ begin
     end loop;
     foreach item in array array[
         'schema_version()', 'shared_broker()', 'current_broker()', 'begin_epoch(text)',
-        'holder(text)', 'take_over(text, bigint, bigint)', 'renew(bigint, bigint, bigint)', 'release(text, bigint)', 'end_stuck_writer()',
+        'holder(text)', 'take_over(text, bigint, bigint)', 'renew(bigint, bigint, bigint, boolean)', 'release(text, bigint)', 'end_stuck_writer()',
         'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)',
         'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])', 'save_failures(jsonb)',
         'load_facts(text[])', 'live_ids(integer)', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',

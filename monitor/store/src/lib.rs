@@ -42,8 +42,8 @@ pub use retention::{RetentionClass, RetentionPolicy};
 pub use statistics::{RolledUp, StatisticDelta};
 pub use url::StoreUrl;
 pub use writer::{
-    Ending, Epoch, Held, HeldPage, HeldTask, Holder, Lease, OpenPage, OpenTask, Previous, Settled, StoreReporter,
-    StoreWriter, Stored, TakenOver, Walk,
+    Ending, Epoch, Held, HeldPage, HeldTask, Holder, Lease, OpenPage, OpenTask, Previous, Renewal, Settled,
+    StoreReporter, StoreWriter, Stored, TakenOver, Walk,
 };
 
 /// Version of the schema that this build writes; [`StoreAdmin::migrate`] brings a database there.

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 pub(crate) use copy::head;
 pub use held::{Held, HeldPage, HeldTask, Walk};
-pub use lease::{Holder, Lease, TakenOver};
+pub use lease::{Holder, Lease, Renewal, TakenOver};
 pub use repair::{OpenPage, OpenTask};
 pub use reporter::{Previous, Settled, StoreReporter};
 

@@ -113,11 +113,13 @@ impl Fault {
 
     /// Shortest time that shows anything.
     const fn at_least(self) -> u64 {
-        match self {
+        if matches!(self, Self::FillSpoolDisk) {
             // Until the memory before it is full.
-            Self::FillSpoolDisk => 10_000,
-            Self::FreezeSecond => 15_000,
-            _ => LASTS_MILLIS.0,
+            10_000
+        } else if matches!(self, Self::FreezeSecond) {
+            15_000
+        } else {
+            LASTS_MILLIS.0
         }
     }
 }

@@ -28,6 +28,17 @@ pub struct Holder {
     pub answered: i64,
     /// How far the store was then behind what the writer had read; `None`: not known.
     pub behind: Option<Duration>,
+    /// Digests of all that it stores are kept: what another monitor has heard can be compared.
+    pub keeps_digests: bool,
+}
+
+/// What a writer says of itself with each renewal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Renewal {
+    /// How far the store is behind what was read; `None`: not known.
+    pub behind: Option<Duration>,
+    /// Digests of all that it stores from now on are kept.
+    pub keeps_digests: bool,
 }
 
 /// What a lease says of its holder.
@@ -60,9 +71,10 @@ impl StoreReporter {
     pub async fn holder(&mut self, instance: &str) -> Result<Option<Holder>> {
         const OPERATION: &str = "look who writes";
         let mut connection = self.link.take().await?;
-        let query =
-            sqlx::query("select epoch, is_own, renewals, is_free, is_alive, answered, behind from kanchi.holder($1)")
-                .bind(instance);
+        let query = sqlx::query(
+            "select epoch, is_own, renewals, is_free, is_alive, answered, behind, keeps_digests from kanchi.holder($1)",
+        )
+        .bind(instance);
         let call = async { query.fetch_optional(&mut connection).await.during(OPERATION) };
         let result = within(OPERATION, call).await;
         self.link.put(connection, &result);
@@ -80,6 +92,7 @@ impl StoreReporter {
             behind: row
                 .get::<Option<i64>, _>(6)
                 .map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0))),
+            keeps_digests: row.get(7),
         }))
     }
 
@@ -117,17 +130,20 @@ impl StoreReporter {
         self.epoch = Some(epoch);
     }
 
-    /// Renews the lease. `behind`: how far the store is behind what was read, `None` when not known. Fails with
+    /// Renews the lease. Fails with
     /// [`ErrorKind::StaleEpoch`](crate::ErrorKind::StaleEpoch) once the epoch is over; does nothing before there is one.
-    pub async fn renew(&mut self, behind: Option<Duration>) -> Result<()> {
+    pub async fn renew(&mut self, renewal: Renewal) -> Result<()> {
         const OPERATION: &str = "renew the lease";
         let Some(epoch) = self.epoch else { return Ok(()) };
         let mut connection = self.link.take().await?;
-        let behind = behind.map(|time| i64::try_from(time.as_micros()).unwrap_or(i64::MAX));
-        let query = sqlx::query("select kanchi.renew($1, $2, $3)")
+        let behind = renewal
+            .behind
+            .map(|time| i64::try_from(time.as_micros()).unwrap_or(i64::MAX));
+        let query = sqlx::query("select kanchi.renew($1, $2, $3, $4)")
             .bind(epoch.0)
             .bind(self.answered)
-            .bind(behind);
+            .bind(behind)
+            .bind(renewal.keeps_digests);
         let call = async { Ok(query.fetch_one(&mut connection).await.during(OPERATION)?.get(0)) };
         let result = within(OPERATION, call).await;
         self.link.put(connection, &result);

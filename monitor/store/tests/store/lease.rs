@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kanchi_store::{
-    Ending, Epoch, ErrorKind, Heartbeat, Lease, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros,
+    Ending, Epoch, ErrorKind, Heartbeat, Lease, Renewal, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros,
 };
 use tokio::task::JoinSet;
 
@@ -46,17 +46,26 @@ async fn a_holder_that_lives_is_not_replaced_and_one_that_is_silent_is_once() {
     let mut m = world.monitor("orders").await;
     let mut standby = reporter(&m).await;
     m.reporter.speak_for(m.epoch);
-    m.reporter.renew(Some(Duration::from_millis(5))).await.unwrap();
+    m.reporter
+        .renew(Renewal {
+            behind: Some(Duration::from_millis(5)),
+            keeps_digests: true,
+        })
+        .await
+        .unwrap();
     let seen = standby.holder("pod-1").await.unwrap().unwrap();
     assert_eq!((seen.epoch, seen.lease, seen.is_own), (m.epoch, Lease::Alive, false));
-    assert_eq!(seen.behind, Some(Duration::from_millis(5)));
+    assert_eq!(
+        (seen.behind, seen.keeps_digests),
+        (Some(Duration::from_millis(5)), true)
+    );
     assert_eq!(standby.take_over("pod-1", Some(&seen)).await.unwrap(), None);
 
     run_out(&world);
     // Renewed between the look and the take-over.
     let seen = standby.holder("pod-1").await.unwrap().unwrap();
     assert_eq!(seen.lease, Lease::Over);
-    m.reporter.renew(None).await.unwrap();
+    m.reporter.renew(Renewal::default()).await.unwrap();
     run_out(&world);
     assert_eq!(standby.take_over("pod-1", Some(&seen)).await.unwrap(), None);
 
@@ -81,7 +90,10 @@ async fn who_was_replaced_neither_renews_nor_beats_nor_gives_back() {
     run_out(&world);
     let seen = standby.holder("pod-1").await.unwrap().unwrap();
     let taken = standby.take_over("pod-1", Some(&seen)).await.unwrap().unwrap();
-    assert_eq!(m.reporter.renew(None).await.unwrap_err().kind(), ErrorKind::StaleEpoch);
+    assert_eq!(
+        m.reporter.renew(Renewal::default()).await.unwrap_err().kind(),
+        ErrorKind::StaleEpoch
+    );
     let beat = m.reporter.heartbeat(&Heartbeat::default()).await;
     assert_eq!(beat.unwrap_err().kind(), ErrorKind::StaleEpoch);
     m.reporter.release("pod-0").await.unwrap();
@@ -89,7 +101,7 @@ async fn who_was_replaced_neither_renews_nor_beats_nor_gives_back() {
     let stale = batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]);
     assert_eq!(m.writer.commit(&stale).await.unwrap_err().kind(), ErrorKind::StaleEpoch);
     standby.speak_for(taken.epoch);
-    standby.renew(None).await.unwrap();
+    standby.renew(Renewal::default()).await.unwrap();
     standby.heartbeat(&Heartbeat::default()).await.unwrap();
 }
 
@@ -131,7 +143,7 @@ async fn a_renewal_says_which_answer_it_was_made_with() {
     m.reporter.speak_for(m.epoch);
     for _ in 0..3 {
         let before = standby.holder("pod-1").await.unwrap().unwrap();
-        m.reporter.renew(None).await.unwrap();
+        m.reporter.renew(Renewal::default()).await.unwrap();
         let after = standby.holder("pod-1").await.unwrap().unwrap();
         assert!(after.renewals > before.renewals && after.answered <= before.renewals);
         assert!(after.answered == 0 || after.answered == before.renewals);
@@ -160,7 +172,7 @@ async fn a_commit_is_a_sign_of_life_and_does_not_keep_the_lease_from_being_renew
     });
     until_locked(&world).await;
     m.reporter.speak_for(m.epoch);
-    m.reporter.renew(None).await.unwrap();
+    m.reporter.renew(Renewal::default()).await.unwrap();
     assert!(begin.elapsed() < PATIENCE);
     stuck.abort();
 }
@@ -207,6 +219,9 @@ async fn a_single_monitor_takes_the_epoch_whoever_holds_the_lease() {
     let mut newer = StoreWriter::connect(&m.url, RetentionPolicy::default()).await.unwrap();
     let epoch = newer.begin_epoch("pod-9").await.unwrap();
     let seen = standby.holder("pod-1").await.unwrap().unwrap();
-    assert_eq!((seen.epoch, seen.lease, seen.is_own), (epoch, Lease::Alive, false));
+    assert_eq!(
+        (seen.epoch, seen.lease, seen.keeps_digests),
+        (epoch, Lease::Alive, false)
+    );
     assert_eq!(standby.previous().await.unwrap().complete_until, None::<UnixMicros>);
 }
