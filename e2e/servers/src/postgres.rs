@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::child::{self, free_port};
 use crate::disk::SmallDisk;
+use crate::{child, free_port};
 
 /// How the server is started.
 #[derive(Clone, Debug, Default)]

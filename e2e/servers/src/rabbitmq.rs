@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::certificates::Certificates;
-use crate::child::{Group, free_port, tail, wait_until_answering};
+use crate::child::{Group, tail, wait_until_answering};
+use crate::free_port;
 
 /// A user and what it may do.
 #[derive(Clone, Debug)]

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::certificates::Certificates;
-use crate::child::{Group, free_port, wait_until_answering};
+use crate::child::{Group, wait_until_answering};
+use crate::free_port;
 
 /// How the server is started.
 #[derive(Clone, Debug, Default)]

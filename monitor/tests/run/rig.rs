@@ -1,7 +1,7 @@
 //! A real monitor process on a real Postgres, and publishers that speak to real brokers.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,6 +13,7 @@ use kanchi_contract::{
 };
 use kanchi_domain::TaskRow;
 use kanchi_store::{BrokerKey, BrokerSpec, RetentionPolicy, StoreAdmin, StoreQuery, StoreUrl, UnixMicros};
+use kanchi_test_servers::free_port;
 use kanchi_test_servers::postgres::Postgres;
 
 pub(crate) const PASSWORD: &str = "canary-password-of-a-monitor";
@@ -207,8 +208,7 @@ pub(crate) struct MonitorProcess {
 
 impl MonitorProcess {
     fn start(config: &Path, spool: &Path, more: &[&str]) -> Result<Self> {
-        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        // Bound and released: taken again by the monitor a moment later.
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let log = config.with_file_name(format!("log-{}", admin.port()));
         let child = Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"))
             .envs(image_environment())

@@ -1,12 +1,11 @@
 //! The operator as a process of its own.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use kanchi_test_servers::processor_seconds;
+use kanchi_test_servers::{free_port, processor_seconds};
 
 use crate::fleet::OPERATOR_NAMESPACE;
 
@@ -44,7 +43,7 @@ impl Operator {
     pub(crate) fn start(settings: &Settings, pod: &str) -> Result<Self> {
         let path = settings.folder.join(format!("{pod}.log"));
         let log = File::create(&path)?;
-        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let admin = free_port()?;
         let child = Command::new(env!("CARGO_BIN_EXE_kanchi-operator"))
             .env("KUBECONFIG", &settings.kubeconfig)
             .args([

@@ -4,13 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use kanchi_test_servers::free_port;
 use kanchi_test_servers::postgres::Postgres;
 use kube::api::{Patch, PatchParams};
 use kube::config::AuthInfo;
@@ -113,6 +113,7 @@ impl Cluster {
             key.is_ok_and(|status| status.success()),
             "openssl is needed to make a key: apt-get install openssl"
         );
+        let free_port = || free_port().expect("a free port");
         let [client, peer, port] = [free_port(), free_port(), free_port()];
         let mut processes = Vec::new();
         let etcd = format!("http://127.0.0.1:{client}");
@@ -368,11 +369,4 @@ fn binaries() -> PathBuf {
             components.display()
         )
     })
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
 }
