@@ -248,7 +248,9 @@ proptest! {
         })).collect();
         // The record was made a moment before the worker told of the end, or of a start that a fast task overtook.
         let record = json!({
-            "type": format!("kanchi-{end}"), "hostname": "w@h", "uuid": "t", "result": "r", "name": "n",
+            "type": format!("kanchi-{end}"), "hostname": "w@h", "uuid": "t", "name": "n",
+            // An order to revoke alone ends no task that runs.
+            "result": if end == "task-revoked" { "terminated" } else { "r" },
             "timestamp": 1_795_219_800.0 + (kinds.len() - 1) as f64 - 0.001,
         });
         let found = decode_all(&[record]);
@@ -280,6 +282,48 @@ fn a_task_that_begins_again_is_not_what_its_record_says() {
     let row = absorb(&decode_all(&[received, done])).project();
     assert_eq!((row.state, row.mark), (TaskState::Failure, Some(TaskMark::Repaired)));
     assert_eq!(row.exception_class.as_deref(), Some("E"));
+}
+
+#[test]
+fn a_retry_after_it_was_found_running_is_a_retry() {
+    let at = |kind: &str, second: i64| json!({"type": kind, "hostname": "w@h", "pid": 2, "uuid": "t", "timestamp": 1_795_219_800 + second, "retries": 0});
+    let found = at("kanchi-task-started", 5);
+    for (kind, state) in [
+        ("task-retried", TaskState::Retry),
+        ("task-cancelled", TaskState::Pending),
+    ] {
+        let facts = absorb(&decode_all(&[at("task-received", 0), found.clone(), at(kind, 9)]));
+        assert_eq!((facts.project().state, facts.project().mark), (state, None), "{kind}");
+        assert!(facts.running().is_none());
+    }
+    let before = absorb(&decode_all(&[at("task-received", 0), at("task-retried", 3), found])).project();
+    assert_eq!(
+        (before.state, before.mark),
+        (TaskState::Started, Some(TaskMark::Repaired)),
+        "the next attempt runs"
+    );
+}
+
+#[test]
+fn an_order_to_revoke_ends_no_task_that_runs() {
+    let at = |kind: &str, second: i64| json!({"type": kind, "hostname": "w@h", "pid": 2, "uuid": "t", "timestamp": 1_795_219_800 + second});
+    let (received, started, revoked) = (
+        at("task-received", 0),
+        at("task-started", 1),
+        at("kanchi-task-revoked", 5),
+    );
+    let row = absorb(&decode_all(&[received.clone(), revoked.clone()])).project();
+    assert_eq!((row.state, row.mark), (TaskState::Revoked, Some(TaskMark::Repaired)));
+    let facts = absorb(&decode_all(&[received.clone(), started.clone(), revoked.clone()]));
+    assert_eq!(
+        (facts.project().state, facts.project().mark),
+        (TaskState::Started, None)
+    );
+    assert!(facts.running().is_some(), "its worker may still be lost");
+    let mut terminated = revoked;
+    terminated["result"] = json!("terminated");
+    let row = absorb(&decode_all(&[received, started, terminated])).project();
+    assert_eq!((row.state, row.terminated), (TaskState::Revoked, true));
 }
 
 #[test]
