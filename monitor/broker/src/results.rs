@@ -68,7 +68,8 @@ impl ResultBackend {
         })
     }
 
-    /// Returns the records of these tasks in their order, at most [`RECORDS_AT_ONCE`]; those beyond are left out.
+    /// Returns the records of the first of these tasks in their order: of as many as fit into about a megabyte, at least one and
+    /// at most [`RECORDS_AT_ONCE`]. Ask again for the others.
     pub async fn records(&mut self, ids: &[&str]) -> Result<Vec<Record>, ResultError> {
         let ids = ids.get(..RECORDS_AT_ONCE).unwrap_or(ids);
         Ok(self.redis.records(ids).await?)

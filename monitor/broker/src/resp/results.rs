@@ -12,8 +12,8 @@ use crate::results::{MAX_RECORD_BYTES, Record, ScanPage};
 use crate::spec::BrokerConnectSpec;
 
 const RESPONSE: Duration = Duration::from_secs(10);
-/// Bytes of one answer: half a dozen of the largest records.
-const ANSWER_BYTES: u64 = 4 << 20;
+/// Bytes of records in one answer, unless a single one is larger.
+const ANSWER_BYTES: u64 = 1 << 20;
 const SCAN_COUNT: usize = 1_000;
 /// What Celery puts before a task's id.
 const TASK_KEY: &str = "celery-task-meta-";
@@ -47,32 +47,26 @@ impl RedisResults {
     }
 
     async fn read(&mut self, keys: &[String]) -> Result<Vec<Record>, RedisError> {
-        let lengths = self.lengths(keys).await?;
-        let mut records: Vec<Record> = lengths
+        let mut lengths = self.lengths(keys).await?;
+        lengths.truncate(portion(&lengths));
+        let is_read = |length: &u64| (1..=MAX_RECORD_BYTES).contains(length);
+        let wanted: Vec<&String> = keys
             .iter()
-            .map(|length| match *length {
-                length if length > MAX_RECORD_BYTES => Record::TooLarge,
-                _ => Record::None,
-            })
+            .zip(&lengths)
+            .filter(|(_, length)| is_read(length))
+            .map(|(key, _)| key)
             .collect();
-        let wanted = lengths.iter().enumerate();
-        let wanted: Vec<(usize, u64)> = wanted
-            .map(|(at, length)| (at, *length))
-            .filter(|(_, length)| (1..=MAX_RECORD_BYTES).contains(length))
-            .collect();
-        let mut rest = wanted.as_slice();
-        while !rest.is_empty() {
-            let (some, others) = rest.split_at(portion(rest));
-            rest = others;
-            let keys: Vec<&String> = some.iter().filter_map(|(at, _)| keys.get(*at)).collect();
-            let values: Vec<Option<Vec<u8>>> = self.commands.connection.mget(keys).await?;
-            for ((at, _), value) in some.iter().zip(values) {
-                if let Some((record, bytes)) = records.get_mut(*at).zip(value) {
-                    *record = Record::Bytes(bytes);
-                }
-            }
+        let mut values = match wanted.as_slice() {
+            [] => Vec::new(),
+            wanted => self.commands.connection.mget::<_, Vec<Option<Vec<u8>>>>(wanted).await?,
         }
-        Ok(records)
+        .into_iter();
+        let record = |length: &u64| match length {
+            length if is_read(length) => values.next().flatten().map_or(Record::None, Record::Bytes),
+            0 => Record::None,
+            _ => Record::TooLarge,
+        };
+        Ok(lengths.iter().map(record).collect())
     }
 
     /// A key that holds something else than a string is somebody else's, and counts as empty.
@@ -112,11 +106,11 @@ impl RedisResults {
     }
 }
 
-/// Returns how many of the next values fit into one answer; at least one.
-fn portion(values: &[(usize, u64)]) -> usize {
+/// Returns how many of the values of these lengths fit into one answer, at least one; those that are not read count nothing.
+fn portion(lengths: &[u64]) -> usize {
     let mut bytes = 0;
-    let fits = values.iter().take_while(|(_, length)| {
-        bytes += length;
+    let fits = lengths.iter().take_while(|length| {
+        bytes += Some(**length).filter(|length| *length <= MAX_RECORD_BYTES).unwrap_or(0);
         bytes <= ANSWER_BYTES
     });
     fits.count().max(1)
@@ -149,8 +143,13 @@ mod tests {
 
     #[test]
     fn an_answer_is_bounded_and_never_empty() {
-        assert_eq!(portion(&[(0, 1), (1, ANSWER_BYTES - 1), (2, 1)]), 2);
-        assert_eq!(portion(&[(0, ANSWER_BYTES + 1), (1, 1)]), 1);
-        assert_eq!(portion(&[(0, 1)]), 1);
+        assert_eq!(portion(&[1, ANSWER_BYTES - 1, 1]), 2);
+        assert_eq!(portion(&[MAX_RECORD_BYTES, 1]), 1);
+        assert_eq!(
+            portion(&[MAX_RECORD_BYTES + 1, 0, 1]),
+            3,
+            "what is not read takes no room"
+        );
+        assert_eq!(portion(&[1]), 1);
     }
 }

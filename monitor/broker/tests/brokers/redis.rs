@@ -342,6 +342,17 @@ async fn a_result_backend_is_read_with_the_least_rights_and_large_or_foreign_val
     let records = backend.records(&["none", "a", "list", "large"]).await.unwrap();
     let bytes = Record::Bytes(br#"{"status": "SUCCESS"}"#.to_vec());
     assert_eq!(records, [Record::None, bytes, Record::None, Record::TooLarge]);
+    let megabyte = "x".repeat(700_000);
+    (
+        set("acme_celery-task-meta-m1", &megabyte),
+        set("acme_celery-task-meta-m2", &megabyte),
+    );
+    let first = backend.records(&["none", "m1", "m2"]).await.unwrap();
+    assert_eq!(first.len(), 2, "an answer stays small");
+    assert!(matches!(&first[1], Record::Bytes(bytes) if bytes.len() == 700_000));
+    server
+        .cli(&["DEL", "acme_celery-task-meta-m1", "acme_celery-task-meta-m2"])
+        .unwrap();
     let (mut cursor, mut found) = (0, BTreeSet::new());
     loop {
         let page = backend.scan(cursor).await.unwrap();

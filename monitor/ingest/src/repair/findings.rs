@@ -23,6 +23,8 @@ pub(super) struct Findings {
     pub(super) unknown: u64,
     faults: BTreeMap<RecordFault, u64>,
     pub(super) too_large: u64,
+    /// Records that the scan could not read: of which time they are cannot be told.
+    pub(super) unread: u64,
     notes: Vec<String>,
     /// Nobody could be asked at all.
     pub(super) nobody: bool,
@@ -39,6 +41,7 @@ impl Findings {
             unknown: 0,
             faults: BTreeMap::new(),
             too_large: 0,
+            unread: 0,
             notes: Vec::new(),
             nobody: false,
         }
@@ -106,7 +109,7 @@ impl Findings {
     fn outcome(&self) -> &'static str {
         if self.nobody {
             GIVEN_UP
-        } else if self.notes.is_empty() && self.faults.is_empty() && self.too_large == 0 {
+        } else if self.text().is_none() {
             DONE
         } else {
             PARTIAL
@@ -119,7 +122,15 @@ impl Findings {
             .iter()
             .map(|(fault, count)| format!("{count} records could not be read ({})", fault.as_str()));
         let large = (self.too_large > 0).then(|| format!("{} records are larger than 1 MiB", self.too_large));
-        let parts: Vec<String> = self.notes.iter().cloned().chain(faults).chain(large).collect();
+        let unread = (self.unread > 0).then(|| format!("{} records of unknown time could not be read", self.unread));
+        let parts: Vec<String> = self
+            .notes
+            .iter()
+            .cloned()
+            .chain(faults)
+            .chain(large)
+            .chain(unread)
+            .collect();
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 }
@@ -194,11 +205,15 @@ mod tests {
         findings.fault(RecordFault::Pickle);
         findings.fault(RecordFault::Pickle);
         findings.too_large = 1;
+        findings.unread = 4;
         let (_, repair) = findings.repairs().remove(0);
         assert_eq!(repair.outcome, PARTIAL);
         assert_eq!(
             repair.note.as_deref(),
-            Some("the scan ended after 60 s; 2 records could not be read (pickle); 1 records are larger than 1 MiB")
+            Some(
+                "the scan ended after 60 s; 2 records could not be read (pickle); 1 records are larger than 1 MiB; \
+                 4 records of unknown time could not be read"
+            )
         );
     }
 

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use kanchi_broker::results::RECORDS_AT_ONCE;
-use kanchi_broker::{Command, Record, Reply, ResultBackend};
+use kanchi_broker::{Command, ConnectReason, Record, Reply, ResultBackend, ResultError};
 use kanchi_domain::{Event, RunningInfo, TaskId, UnixMicros};
 use kanchi_store::{OpenTask, PendingGap, Walk};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::findings::Findings;
-use super::{Repair, Trouble};
+use super::{Repair, SETTLE_MICROS, Trouble};
 use crate::settings::Settings;
 
 /// Tasks that workers are asked about; beyond it the list of what waits is long, and says little.
@@ -26,7 +26,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Workers that are asked by name. One that does not answer is left out from then on.
 const WORKERS: usize = 1_000;
 
-/// Records that a scan reads at most, and how long it takes at most: together some 30 MB of Redis' answers.
+/// Records that a scan reads at most, and how long it takes at most.
 const SCANNED: usize = 100_000;
 const SCAN_TIME: Duration = Duration::from_mins(1);
 
@@ -92,14 +92,13 @@ impl<'r> Round<'r> {
         let mut walk = Walk::default();
         loop {
             let page = self.repair.archive.open_tasks(self.now, walk).await?;
-            let mut tasks = page.tasks.into_iter().peekable();
-            while tasks.peek().is_some() {
-                let some: Vec<OpenTask> = tasks.by_ref().take(RECORDS_AT_ONCE).collect();
-                match &mut backend {
-                    Some(backend) => self.look_up(backend, some).await?,
-                    None => some.into_iter().for_each(|task| self.keep(task)),
+            let mut tasks = page.tasks;
+            if let Some(backend) = &mut backend {
+                while !tasks.is_empty() {
+                    self.look_up(backend, &mut tasks).await?;
                 }
             }
+            tasks.into_iter().for_each(|task| self.keep(task));
             match page.next {
                 Some(next) => walk = next,
                 None => return Ok(()),
@@ -107,12 +106,19 @@ impl<'r> Round<'r> {
         }
     }
 
-    async fn look_up(&mut self, backend: &mut ResultBackend, tasks: Vec<OpenTask>) -> Result<(), Trouble> {
-        let ids: Vec<&str> = tasks.iter().map(|task| task.task_id.as_str()).collect();
+    /// Looks the first of these tasks up, and takes them out.
+    async fn look_up(&mut self, backend: &mut ResultBackend, tasks: &mut Vec<OpenTask>) -> Result<(), Trouble> {
+        let ids: Vec<&str> = tasks
+            .iter()
+            .take(RECORDS_AT_ONCE)
+            .map(|task| task.task_id.as_str())
+            .collect();
         let records = backend.records(&ids).await?;
         let mut events = Vec::new();
-        for (task, record) in tasks.into_iter().zip(records) {
+        for (task, record) in tasks.drain(..records.len()).zip(records) {
             match self.read(&task.task_id, &record) {
+                // Ended just now: its own event is on its way.
+                Some(event) if event.timestamp.0 > self.now.0.saturating_sub(SETTLE_MICROS) => {}
                 Some(event) => {
                     self.findings.repaired(event.timestamp);
                     events.push(event);
@@ -176,14 +182,18 @@ impl<'r> Round<'r> {
         let mut workers = self.repair.shared.workers().reachable(WORKERS);
         if self.settings.config.read_only || workers.is_empty() {
             self.findings.unknown += open.len() as u64;
-            if self.settings.config.read_only && self.settings.results.is_some() {
-                let text = format!(
-                    "the broker is read-only: no worker was asked about {} tasks",
-                    open.len()
-                );
-                self.findings.note(text);
-            }
+            let why = if self.settings.config.read_only {
+                "the broker is read-only"
+            } else {
+                "no worker is known that answers"
+            };
+            let text = format!("{why}: no worker was asked about {} tasks", open.len());
+            self.findings.note(text);
             return Ok(());
+        }
+        let known = workers.len();
+        if known == WORKERS {
+            self.findings.note(format!("no more than {WORKERS} workers were asked"));
         }
         if self.unasked > 0 {
             let text = format!("{} tasks more than the workers are asked about", self.unasked);
@@ -209,13 +219,18 @@ impl<'r> Round<'r> {
                 }
                 Err(error) => Some(error.to_string()),
             };
-            let rest = open.len() - asked;
-            if let Some(trouble) = trouble.filter(|_| rest > 0) {
+            if let Some(trouble) = trouble {
+                let rest = open.len() - asked;
                 self.findings.unknown += rest as u64;
-                let text = format!("workers could not be asked about {rest} tasks: {trouble}");
+                let text = format!("workers could not be asked about {rest} tasks more: {trouble}");
                 self.findings.note(text);
                 return Ok(());
             }
+        }
+        if workers.len() < known {
+            let silent = known - workers.len();
+            self.findings
+                .note(format!("{silent} of {known} workers did not answer"));
         }
         Ok(())
     }
@@ -245,10 +260,24 @@ impl<'r> Round<'r> {
         let until = Instant::now() + SCAN_TIME;
         let (mut cursor, mut scanned) = (0, 0);
         loop {
-            let page = backend.scan(cursor).await?;
+            let page = match backend.scan(cursor).await {
+                Ok(page) => page,
+                // Nothing that trying again would change.
+                Err(ResultError::Unavailable {
+                    reason: ConnectReason::AccessRefused,
+                    ..
+                }) => {
+                    self.findings
+                        .note("the result backend refuses to be scanned".to_owned());
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            };
             scanned += page.ids.len();
-            for ids in page.ids.chunks(RECORDS_AT_ONCE) {
-                self.find(backend, ids).await?;
+            let mut ids = page.ids.as_slice();
+            while !ids.is_empty() {
+                let read = self.find(backend, ids).await?;
+                ids = ids.get(read..).unwrap_or_default();
             }
             cursor = page.next;
             if cursor == 0 {
@@ -262,22 +291,29 @@ impl<'r> Round<'r> {
         }
     }
 
-    async fn find(&mut self, backend: &mut ResultBackend, ids: &[String]) -> Result<(), Trouble> {
-        let wanted: Vec<&str> = ids.iter().map(String::as_str).collect();
+    /// Reads the records of the first of these tasks; returns of how many.
+    async fn find(&mut self, backend: &mut ResultBackend, ids: &[String]) -> Result<usize, Trouble> {
+        let wanted: Vec<&str> = ids.iter().take(RECORDS_AT_ONCE).map(String::as_str).collect();
         let records = backend.records(&wanted).await?;
+        let read = records.len();
         let now = self.repair.shared.now();
         let mut found: Vec<Event> = Vec::new();
         for (id, record) in ids.iter().zip(records) {
-            let (Some(task), Record::Bytes(bytes)) = (TaskId::new(id), record) else {
+            let Some(task) = TaskId::new(id) else { continue };
+            let event = match record {
+                Record::None => continue,
+                Record::TooLarge => None,
+                Record::Bytes(bytes) => Event::found_result(&task, &bytes, now).ok(),
+            };
+            let Some(event) = event else {
+                self.findings.unread += 1;
                 continue;
             };
-            // What cannot be read may be of any time: it is not counted as a fault of this gap.
-            let event = Event::found_result(&task, &bytes, now).ok().flatten();
             let event = event.filter(|event| self.findings.covers(event.timestamp));
             found.extend(event.filter(|_| self.scanned.insert(task)));
         }
         if found.is_empty() {
-            return Ok(());
+            return Ok(read);
         }
         let id = |event: &Event| event.task_id.as_ref().map(ToString::to_string).unwrap_or_default();
         let since = UnixMicros(self.findings.from().0.saturating_sub(CLOCKS_MICROS));
@@ -291,7 +327,8 @@ impl<'r> Round<'r> {
         for event in &found {
             self.findings.found(event.timestamp);
         }
-        self.send(found).await
+        self.send(found).await?;
+        Ok(read)
     }
 }
 
