@@ -177,10 +177,12 @@ impl Buffer {
         self.lock().whole_since
     }
 
-    /// Tells whether one of the messages in the ring has one of these digests.
+    /// Tells whether one of the messages behind which nothing is missing in the ring has one of these digests.
     pub fn holds_any(&self, digests: &HashSet<u128>) -> bool {
         let inner = self.lock();
-        inner.ring.iter().any(|(_, body)| digests.contains(&digest_of(body)))
+        let Some(since) = inner.whole_since else { return false };
+        let whole = inner.ring.iter().filter(|(arrived, _)| *arrived >= since);
+        whole.into_iter().any(|(_, body)| digests.contains(&digest_of(body)))
     }
 
     /// The stream lost something. Tells whether that is no gap, because another monitor writes.
@@ -617,6 +619,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_heard_before_a_cut_proves_nothing_about_what_came_after() {
+        let buffer = Buffer::standing_by(2_000);
+        buffer.connected(UnixMicros(0));
+        buffer.push(UnixMicros(1), Bytes::from_static(b"before"));
+        let digests = HashSet::from([digest_of(b"before")]);
+        assert!(buffer.holds_any(&digests));
+        assert!(buffer.hides(&restart_gap(UnixMicros(2), UnixMicros(5))));
+        assert!(!buffer.holds_any(&digests), "what was cut may be missing");
+        buffer.push(UnixMicros(6), Bytes::from_static(b"after"));
+        assert!(buffer.holds_any(&HashSet::from([digest_of(b"after")])));
+    }
+
+    #[test]
     fn what_a_writer_without_digests_may_have_stored_is_forgotten() {
         let buffer = Buffer::standing_by(2_000);
         buffer.forget(UnixMicros(3));
@@ -637,6 +652,7 @@ mod tests {
     #[test]
     fn a_ring_that_holds_what_is_stored_is_told_by_digests() {
         let buffer = Buffer::standing_by(10_000);
+        buffer.connected(UnixMicros(0));
         buffer.push(UnixMicros(1), Bytes::from_static(b"one"));
         buffer.push(UnixMicros(2), Bytes::from_static(b"two"));
         assert!(buffer.holds_any(&[digest_of(b"two"), 7].into()));

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use foldhash::HashMap;
-use kanchi_domain::Limits;
-use kanchi_store::{BatchHead, Ending, Epoch, Stored};
+use kanchi_domain::{Event, Limits};
+use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, Stored};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -143,31 +143,51 @@ impl Committer {
 
     /// Stores what of a refused batch the store takes, and the rest as dead letters; `false` when waiting was given up.
     async fn store_sifted(&mut self, refused: BatchHead, receipt: &Receipt) -> Result<bool, Error> {
+        loop {
+            let Some((events, letters)) = self.sift(&refused, receipt).await? else {
+                return Ok(false);
+            };
+            let refused_events = letters.len() as u64;
+            // Should it be the letters that are not taken, they are only counted and logged.
+            for dead_letters in [[refused.dead_letters.clone(), letters].concat(), Vec::new()] {
+                let mut rest = Gathered {
+                    receipt: *receipt,
+                    digests: refused.digests.clone(),
+                    dead_letters,
+                    ..Gathered::of(&events)
+                };
+                match self.attempt(&mut rest, Ending::Commit).await?.0 {
+                    Outcome::Stored(_) => {
+                        self.shared.metrics.refused.inc_by(refused_events);
+                        return Ok(true);
+                    }
+                    Outcome::GivenUp => return Ok(false),
+                    Outcome::Refused(reason) => tracing::error!(error = %reason, "what was sifted is refused together"),
+                }
+            }
+            // It was taken a moment ago, so this passes; nothing may be acknowledged that is not stored.
+            if !self.store.wait_a_moment().await {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Returns the events of a refused batch that the store takes together, and letters of the others; `None` when waiting was
+    /// given up.
+    async fn sift(
+        &mut self,
+        refused: &BatchHead,
+        receipt: &Receipt,
+    ) -> Result<Option<(Vec<Event>, Vec<DeadLetter>)>, Error> {
         let mut sieve = Sieve::new(&refused.chunks, receipt.oldest.unwrap_or_default());
         while let Some(mut trial) = sieve.trial().map(Gathered::of) {
             match self.attempt(&mut trial, Ending::Rollback).await?.0 {
                 Outcome::Stored(_) => sieve.taken(),
                 Outcome::Refused(reason) => sieve.refused(&reason),
-                Outcome::GivenUp => return Ok(false),
+                Outcome::GivenUp => return Ok(None),
             }
         }
-        let (events, letters) = sieve.end();
-        self.shared.metrics.refused.inc_by(letters.len() as u64);
-        // Should it be the letters that are not taken, they are only counted and logged: the events were taken before.
-        for dead_letters in [[refused.dead_letters, letters].concat(), Vec::new()] {
-            let mut rest = Gathered {
-                receipt: *receipt,
-                digests: refused.digests.clone(),
-                dead_letters,
-                ..Gathered::of(&events)
-            };
-            match self.attempt(&mut rest, Ending::Commit).await?.0 {
-                Outcome::Stored(_) => return Ok(true),
-                Outcome::GivenUp => return Ok(false),
-                Outcome::Refused(reason) => tracing::error!(error = %reason, "dead letters cannot be stored"),
-            }
-        }
-        Ok(true)
+        Ok(Some(sieve.end()))
     }
 
     /// Sends what was gathered as one batch; gives back the head, which `gathered` does not have any more.
@@ -183,7 +203,11 @@ impl Committer {
         let Some(epoch) = self.store.connected().await? else {
             return Ok((Outcome::GivenUp, BatchHead::default()));
         };
-        let head = gathered.take_head(epoch);
+        let mut head = gathered.take_head(epoch);
+        if ending == Ending::Commit {
+            // With what came after it, if not before: who finds that stored believes that nothing is missing before it.
+            head.gaps = self.shared.waiting_gaps();
+        }
         let mut reducing = Reducing::start(self.reducer.lend(), mem::take(&mut gathered.tasks), loaded);
         let outcome = self.store.commit(&head, &mut reducing, ending).await?;
         let done = reducing.end().await;
@@ -204,6 +228,9 @@ impl Committer {
         metrics.batch_messages.observe(part.receipt.messages as f64);
         metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
         self.shared.committed(part.events, part.newest, part.receipt.oldest);
+        for gap in &head.gaps {
+            self.shared.gap_stored(gap.id);
+        }
         self.digests.remember(&head.digests);
         self.reducer.committed(reduced);
         let (bytes, tasks) = self.reducer.size();

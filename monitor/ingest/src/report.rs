@@ -206,6 +206,8 @@ impl Reporter {
         if self.renewed.is_some_and(|at| at.elapsed() < RENEW) {
             return self.store().await.map(drop);
         }
+        // Else a standby would take what came after a gap for a sign that nothing is missing before it.
+        self.save_gaps().await?;
         self.store().await?;
         // After the answer to the last renewal and before this one, without waiting between: the standby counts on it.
         let waiting = self

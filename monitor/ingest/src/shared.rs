@@ -308,6 +308,11 @@ impl Shared {
         });
     }
 
+    /// Returns all gaps that wait to be stored, oldest first.
+    pub fn waiting_gaps(&self) -> Vec<GapRow> {
+        lock(&self.gaps).iter().cloned().collect()
+    }
+
     /// Returns the oldest gap that waits to be stored.
     pub fn next_gap(&self) -> Option<GapRow> {
         lock(&self.gaps).front().cloned()

@@ -245,6 +245,11 @@ impl Store {
         Ok(self.pause(backoff).await)
     }
 
+    /// Waits before something is tried again; `false` when waiting was given up.
+    pub(crate) async fn wait_a_moment(&mut self) -> bool {
+        self.pause(&mut store_backoff()).await
+    }
+
     async fn pause(&mut self, backoff: &mut Backoff) -> bool {
         let pause = backoff.pause();
         tokio::select! {
