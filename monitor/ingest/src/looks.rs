@@ -13,8 +13,41 @@ use kanchi_store::{Holder, Lease};
 /// renewing, the writer has this time to come back. A little less than the lease, which the server judges.
 const SILENT: Duration = Duration::from_secs(8);
 
-/// A monitor that would leave a gap lets one that would not go first, for so long.
+/// A monitor that would leave a gap lets one that would not go first, for so long; and twice as long one that has heard
+/// more than itself.
 const YIELD: Duration = Duration::from_secs(3);
+
+/// A ring that goes back so far is as good as any.
+const LONG_MICROS: i64 = 10_000_000;
+
+/// What a take-over would miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// Nothing, for sure.
+    Whole,
+    /// Perhaps something, before the ring, which goes back for some time.
+    Long,
+    /// Most likely something: the ring has just begun.
+    Short,
+}
+
+impl Hearing {
+    /// Judges a ring that is whole since then.
+    pub const fn since(since: Option<UnixMicros>, now: UnixMicros) -> Self {
+        match since {
+            Some(since) if now.0.saturating_sub(since.0) >= LONG_MICROS => Self::Long,
+            Some(_) | None => Self::Short,
+        }
+    }
+
+    const fn patience(self) -> Duration {
+        match self {
+            Self::Whole => Duration::ZERO,
+            Self::Long => YIELD,
+            Self::Short => YIELD.saturating_mul(2),
+        }
+    }
+}
 
 /// What the writer had not read yet when it said that all is stored: on the way, in its socket, or while it stood still for
 /// less than the lease.
@@ -35,8 +68,8 @@ pub struct Looks {
 }
 
 impl Looks {
-    /// Notes what a look saw that was begun `at`; tells whether to try to take over. `covers`: without leaving a gap.
-    pub fn see(&mut self, holder: Option<&Holder>, at: UnixMicros, now: Instant, covers: bool) -> bool {
+    /// Notes what a look saw that was begun `at`; tells whether to try to take over.
+    pub fn see(&mut self, holder: Option<&Holder>, at: UnixMicros, now: Instant, hearing: Hearing) -> bool {
         let Some(holder) = holder else {
             return true;
         };
@@ -46,7 +79,7 @@ impl Looks {
         if holder.lease != Lease::Free {
             self.free_since = None;
         }
-        let patience = if covers { Duration::ZERO } else { YIELD };
+        let patience = hearing.patience();
         match holder.lease {
             Lease::Alive => false,
             Lease::Free => now.duration_since(*self.free_since.get_or_insert(now)) >= patience,
@@ -102,35 +135,40 @@ mod tests {
     }
 
     /// Looks once a second at what each entry shows; tells after how many seconds the take-over is tried.
-    fn tried(shows: impl Iterator<Item = Option<Holder>>, covers: bool) -> Option<usize> {
+    fn tried(shows: impl Iterator<Item = Option<Holder>>, hearing: Hearing) -> Option<usize> {
         let (mut looks, begin) = (Looks::default(), Instant::now());
         shows.enumerate().position(|(second, shown)| {
             let now = begin + Duration::from_secs(second as u64);
-            looks.see(shown.as_ref(), UnixMicros(second as i64 * SECOND), now, covers)
+            looks.see(shown.as_ref(), UnixMicros(second as i64 * SECOND), now, hearing)
         })
     }
 
     #[test]
     fn a_broker_that_nobody_ever_wrote_for_is_taken_at_once() {
-        assert_eq!(tried([None].into_iter(), false), Some(0));
+        assert_eq!(tried([None].into_iter(), Hearing::Short), Some(0));
     }
 
     #[test]
     fn a_writer_that_renews_is_left_alone_and_one_that_gave_back_replaced_at_once() {
         let alive = (0..20).map(|n| Some(holder(n / 2, Lease::Alive)));
-        assert_eq!(tried(alive.clone(), true), None);
+        assert_eq!(tried(alive.clone(), Hearing::Whole), None);
         let freed = alive.chain((0..10).map(|_| Some(holder(9, Lease::Free))));
-        assert_eq!(tried(freed.clone(), true), Some(20));
-        assert_eq!(tried(freed, false), Some(23), "one that covers goes first");
+        assert_eq!(tried(freed.clone(), Hearing::Whole), Some(20));
+        assert_eq!(
+            tried(freed.clone(), Hearing::Long),
+            Some(23),
+            "one that covers goes first"
+        );
+        assert_eq!(tried(freed, Hearing::Short), Some(26), "then one that has heard more");
     }
 
     #[test]
     fn a_lease_that_is_over_is_taken_after_it_was_silent_under_our_eyes() {
         let over = || (0..20).map(|_| Some(holder(7, Lease::Over)));
-        assert_eq!(tried(over(), true), Some(8));
-        assert_eq!(tried(over(), false), Some(11));
+        assert_eq!(tried(over(), Hearing::Whole), Some(8));
+        assert_eq!(tried(over(), Hearing::Long), Some(11));
         let watched = (0..9).map(|_| Some(holder(7, Lease::Alive)));
-        assert_eq!(tried(watched.chain(over()), true), Some(9));
+        assert_eq!(tried(watched.chain(over()), Hearing::Whole), Some(9));
     }
 
     #[test]
@@ -138,10 +176,10 @@ mod tests {
         let (mut looks, begin) = (Looks::default(), Instant::now());
         let second = |second| begin + Duration::from_secs(second);
         let over = holder(7, Lease::Over);
-        assert!(!looks.see(Some(&over), UnixMicros(0), second(0), true));
+        assert!(!looks.see(Some(&over), UnixMicros(0), second(0), Hearing::Whole));
         looks.failed();
-        assert!(!looks.see(Some(&over), UnixMicros(0), second(60), true));
-        assert!(looks.see(Some(&over), UnixMicros(0), second(68), true));
+        assert!(!looks.see(Some(&over), UnixMicros(0), second(60), Hearing::Whole));
+        assert!(looks.see(Some(&over), UnixMicros(0), second(68), Hearing::Whole));
     }
 
     #[test]
@@ -149,26 +187,34 @@ mod tests {
         let (mut looks, now) = (Looks::default(), Instant::now());
         let at = |second: i64| UnixMicros(second * SECOND);
         // Renewal 6 was made with the answer to 5 in hand, but 5 may be older than this monitor.
-        looks.see(Some(&holder(6, Lease::Alive)), at(100), now, false);
+        looks.see(Some(&holder(6, Lease::Alive)), at(100), now, Hearing::Long);
         assert!(!looks.proves(at(0)));
         // 7 was made after the answer to 6, which may be older, too.
-        looks.see(Some(&holder(7, Lease::Alive)), at(102), now, false);
+        looks.see(Some(&holder(7, Lease::Alive)), at(102), now, Hearing::Long);
         assert!(!looks.proves(at(0)));
         // 8 was made after the answer to 7, which came after the look at 100 s.
-        looks.see(Some(&holder(8, Lease::Alive)), at(104), now, false);
+        looks.see(Some(&holder(8, Lease::Alive)), at(104), now, Hearing::Long);
         assert!(looks.proves(at(90)) && !looks.proves(at(91)));
         // The store is behind: all is stored only until some time before.
         let slow = Holder {
             behind: Some(Duration::from_secs(30)),
             ..holder(9, Lease::Alive)
         };
-        looks.see(Some(&slow), at(120), now, false);
+        looks.see(Some(&slow), at(120), now, Hearing::Long);
         assert!(!looks.proves(at(91)), "what was proven stands, and nothing more");
         let unknown = Holder {
             behind: None,
             ..holder(10, Lease::Alive)
         };
-        looks.see(Some(&unknown), at(140), now, false);
+        looks.see(Some(&unknown), at(140), now, Hearing::Long);
         assert!(!looks.proves(at(91)));
+    }
+
+    #[test]
+    fn a_ring_that_has_just_begun_is_worth_less_than_one_that_goes_back() {
+        let at = |second: i64| UnixMicros(second * SECOND);
+        assert_eq!(Hearing::since(None, at(100)), Hearing::Short);
+        assert_eq!(Hearing::since(Some(at(95)), at(100)), Hearing::Short);
+        assert_eq!(Hearing::since(Some(at(90)), at(100)), Hearing::Long);
     }
 }

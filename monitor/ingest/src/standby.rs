@@ -15,7 +15,7 @@ use kanchi_store::{Epoch, Error as StoreError, ErrorKind, Lease, Previous, Store
 use tokio_util::sync::CancellationToken;
 
 use crate::buffer::Buffer;
-use crate::looks::Looks;
+use crate::looks::{Hearing, Looks};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 use crate::spool::{Spool, SpoolOptions};
@@ -145,7 +145,9 @@ impl Standby {
                 store.release(&self.instance).await?;
                 progress.given_back = true;
             }
-            let (at, covers) = (self.shared.now(), self.covers(&progress.looks));
+            let at = self.shared.now();
+            let hearing = self.hearing(&progress.looks, at);
+            let covers = hearing == Hearing::Whole;
             self.shared.metrics.standby_covers.set(i64::from(covers));
             let holder = store.holder(&self.instance).await?;
             if !progress.discarded && holder.as_ref().is_some_and(|holder| !holder.is_own) {
@@ -157,7 +159,7 @@ impl Standby {
             if let Some(buffer) = self.buffer.as_ref().filter(|_| !tells) {
                 buffer.forget(self.shared.now());
             }
-            if !progress.looks.see(holder.as_ref(), at, Instant::now(), covers) {
+            if !progress.looks.see(holder.as_ref(), at, Instant::now(), hearing) {
                 return Ok(false);
             }
             progress.taken = store.take_over(&self.instance, holder.as_ref()).await?;
@@ -214,13 +216,17 @@ impl Standby {
         Ok(())
     }
 
-    /// Tells whether a take-over now would leave no gap, for sure.
-    fn covers(&self, looks: &Looks) -> bool {
-        match &self.buffer {
-            Some(buffer) => buffer.whole_since().is_some_and(|since| looks.proves(since)),
-            // RabbitMQ keeps what is not acknowledged.
-            None => true,
+    /// Tells what a take-over now would miss.
+    fn hearing(&self, looks: &Looks, now: UnixMicros) -> Hearing {
+        // RabbitMQ keeps what is not acknowledged.
+        let Some(buffer) = &self.buffer else {
+            return Hearing::Whole;
+        };
+        let since = buffer.whole_since();
+        if since.is_some_and(|since| looks.proves(since)) {
+            return Hearing::Whole;
         }
+        Hearing::since(since, now)
     }
 
     /// Redis: turns the ring into the buffer of a writer, and tells what is missing before it.
