@@ -273,10 +273,12 @@ impl Buffer {
         }
     }
 
-    /// Returns the gaps that dropping has made since the last call; one still open ends at `now`.
+    /// Returns the gaps that dropping has made since the last call. One still open ends at `now` if there is room again,
+    /// although nothing came since, or if this is the `end`.
     pub fn take_gaps(&self, now: UnixMicros, end: bool) -> Vec<Gap> {
         let mut inner = self.lock();
-        if end {
+        let unread = inner.spool.as_ref().map_or(0, Spool::unread_bytes);
+        if end || (inner.ring.is_empty() && unread == 0) {
             inner.end_dropping(now);
         }
         std::mem::take(&mut inner.gaps)
@@ -484,6 +486,7 @@ mod tests {
         push(&buffer, 0, 100);
         let dropped = buffer.fill().dropped;
         assert!(dropped > 0);
+        assert!(buffer.take_gaps(UnixMicros(100), false).is_empty(), "still open");
         let taken = take_all(&buffer).await;
         assert_eq!(taken.len() as u64 + dropped, 100);
         assert_eq!(
@@ -491,7 +494,6 @@ mod tests {
             taken.len() as i64 - 1,
             "the oldest are kept"
         );
-        assert!(buffer.take_gaps(UnixMicros(100), false).is_empty(), "still open");
         buffer.release_through(taken.last().unwrap().tag);
         push(&buffer, 100, 101);
         let gaps = buffer.take_gaps(UnixMicros(101), false);
@@ -502,6 +504,21 @@ mod tests {
             (Some(UnixMicros(100)), Some(dropped))
         );
         assert_eq!(gaps[0].cause, GapCause::SpoolFull);
+    }
+
+    #[tokio::test]
+    async fn tells_the_gap_once_there_is_room_although_nothing_more_comes() {
+        let buffer = Buffer::new(1_000, None);
+        push(&buffer, 0, 100);
+        assert!(buffer.take_gaps(UnixMicros(100), false).is_empty());
+        let taken = take_all(&buffer).await.len() as i64;
+        let gaps: Vec<_> = buffer
+            .take_gaps(UnixMicros(200), false)
+            .iter()
+            .map(|gap| (gap.from.0, gap.to))
+            .collect();
+        assert_eq!(gaps, [(taken, Some(UnixMicros(200)))]);
+        assert!(buffer.take_gaps(UnixMicros(300), true).is_empty(), "told once");
     }
 
     #[tokio::test]
