@@ -90,25 +90,22 @@ fn newest<'f>(facts: &'f TaskFacts, life: &Life<'_>, place: Place) -> Option<&'f
 
 /// Says whether the task's own events know better than this finding.
 fn is_outdone(found: &Fact, facts: &TaskFacts, life: &Life<'_>, place: Place) -> bool {
-    match found.key.step {
+    if found.key.step == Step::FoundStarted {
         // That it ran says nothing any more once that attempt was retried or put back.
-        Step::FoundStarted => {
-            let gave_back = |fact: &Fact| match fact.key.step {
-                Step::Retried | Step::Cancelled => true,
-                Step::Rejected => !fact.flags.has(Flags::FOR_GOOD),
-                _ => false,
-            };
-            facts
-                .facts()
-                .iter()
-                .any(|fact| fact.key.at > found.key.at && gave_back(fact))
-        }
-        // Celery 5.6 notes a revocation with the order already; a task that runs then goes on (wire protocol, section 5).
-        Step::FoundRevoked if !found.flags.has(Flags::EXPIRED) && !found.flags.has(Flags::TERMINATED) => life
-            .deliveries_at(place)
-            .any(|delivery| delivery.started.is_some() && !delivery.is_over()),
-        _ => false,
+        let gave_back = |fact: &Fact| {
+            matches!(fact.key.step, Step::Retried | Step::Cancelled)
+                || (fact.key.step == Step::Rejected && !fact.flags.has(Flags::FOR_GOOD))
+        };
+        return facts
+            .facts()
+            .iter()
+            .any(|fact| fact.key.at > found.key.at && gave_back(fact));
     }
+    // Celery 5.6 notes a revocation with the order already; a task that runs then goes on (wire protocol, section 5).
+    let is_order =
+        found.key.step == Step::FoundRevoked && !found.flags.has(Flags::EXPIRED) && !found.flags.has(Flags::TERMINATED);
+    let runs = |delivery: &Delivery<'_>| delivery.started.is_some() && !delivery.is_over();
+    is_order && life.deliveries_at(place).any(runs)
 }
 
 /// Returns the fact by which the process that was found running the task was given up, if it was.

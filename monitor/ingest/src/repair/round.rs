@@ -98,7 +98,9 @@ impl<'r> Round<'r> {
                     self.look_up(backend, &mut tasks).await?;
                 }
             }
-            tasks.into_iter().for_each(|task| self.keep(task));
+            for task in tasks {
+                self.keep(task);
+            }
             match page.next {
                 Some(next) => walk = next,
                 None => return Ok(()),
