@@ -21,7 +21,7 @@ use crate::liveness::{Liveness, Seen};
 use crate::orphans::Orphans;
 use crate::own::Own;
 use crate::repair::{self, Archive, Repair};
-use crate::report::{self, Digests, Reporter};
+use crate::report::{self, KeptDigests, Reporter};
 use crate::sampler::{Sampler, Samples};
 use crate::settings::{Loaded, Settings, SettingsWatch, watch_directory};
 use crate::shared::Shared;
@@ -346,7 +346,7 @@ impl Run {
                 restart_at,
                 told_complete: None,
                 renewed: None,
-                digests: Digests::new(taken.is_some()),
+                digests: KeptDigests::new(taken.is_some()),
                 fenced: self.fenced.clone(),
             }
             .run(),

@@ -48,12 +48,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Since when digests of all messages are kept, as far as the lease says: a while after it is so, since what was on its way
 /// then has none. Once they are kept they are for good.
 #[derive(Clone, Copy, Debug)]
-pub struct Digests {
+pub struct KeptDigests {
     always: bool,
     since: Option<Instant>,
 }
 
-impl Digests {
+impl KeptDigests {
     /// `always`: since this process began to write.
     pub const fn new(always: bool) -> Self {
         Self { always, since: None }
@@ -102,7 +102,7 @@ pub struct Reporter {
     /// When the lease was renewed last.
     pub renewed: Option<Instant>,
     /// Whether digests of all that is stored are kept.
-    pub digests: Digests,
+    pub digests: KeptDigests,
     /// Told when another monitor has taken over.
     pub fenced: CancellationToken,
 }
@@ -411,11 +411,11 @@ mod tests {
     #[test]
     fn digests_are_told_of_after_what_was_on_its_way_and_then_for_good() {
         let now = Instant::now();
-        let mut digests = Digests::new(false);
+        let mut digests = KeptDigests::new(false);
         assert!(!digests.are_kept(false, now));
         assert!(!digests.are_kept(true, now));
         assert!(digests.are_kept(true, now + DIGESTS_AFTER));
         assert!(digests.are_kept(false, now + DIGESTS_AFTER * 2));
-        assert!(Digests::new(true).are_kept(false, now), "it stood by before");
+        assert!(KeptDigests::new(true).are_kept(false, now), "it stood by before");
     }
 }

@@ -1,13 +1,14 @@
 //! Tasks in the hands of workers: what a loss or a return changes.
 
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 
 use crate::connection::within;
 use crate::error::{During, Result};
 use crate::writer::StoreReporter;
 
 /// Live tasks that one page looks at: some milliseconds, and at most a few megabytes where all of them match.
-const PAGE: i32 = 2_000;
+pub(super) const PAGE: i32 = 2_000;
 
 /// Which tasks are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,16 @@ pub enum Held {
 pub struct Walk {
     pub(super) first_seen: i64,
     pub(super) task_id: String,
+}
+
+impl Walk {
+    /// Returns where a walk goes on behind a page of `(first_seen, task_id, …)`; `None` where it was empty.
+    pub(super) fn behind(rows: &[PgRow]) -> Option<Self> {
+        rows.last().map(|row| Self {
+            first_seen: row.get(0),
+            task_id: row.get(1),
+        })
+    }
 }
 
 /// A task and its encoded facts.
@@ -59,11 +70,8 @@ impl StoreReporter {
         let result = within(OPERATION, call).await;
         self.link.put(connection, &result);
         let rows = result?;
-        let next = rows.last().map(|row| Walk {
-            first_seen: row.get(0),
-            task_id: row.get(1),
-        });
-        let task = |row: &sqlx::postgres::PgRow| {
+        let next = Walk::behind(&rows);
+        let task = |row: &PgRow| {
             let facts: Option<Vec<u8>> = row.get(2);
             facts.map(|facts| HeldTask {
                 task_id: row.get(1),

@@ -10,11 +10,9 @@ use crate::error::{During, Result};
 use crate::model::{GapRepair, GapRow, PendingGap};
 use crate::writer::StoreReporter;
 use crate::writer::copy::clamped;
-use crate::writer::held::Walk;
+use crate::writer::held::{PAGE, Walk};
 use crate::writer::json;
 
-/// Live tasks that one page looks at: some milliseconds, and some 200 kB where none of them has ended.
-const PAGE: i32 = 2_000;
 /// Gaps that are repaired together.
 const GAPS: i64 = 100;
 
@@ -91,10 +89,7 @@ impl StoreReporter {
         let result = within(OPERATION, call).await;
         self.link.put(connection, &result);
         let rows = result?;
-        let next = rows.last().map(|row| Walk {
-            first_seen: row.get(0),
-            task_id: row.get(1),
-        });
+        let next = Walk::behind(&rows);
         let task = |row: &PgRow| {
             let state: Option<String> = row.get(2);
             state.map(|state| OpenTask {
