@@ -1,7 +1,7 @@
 -- Tables. The figures behind the layout are in docs/adr/0001-storage-layout.md, the rights in docs/adr/0002-tenancy.md.
 --
 -- Three columns are never written by a monitor, so that a stolen monitor role cannot lie in them:
---   broker_id       derived from the login role (kanchi_m_42 -> 42), never from what the client says; the owner, whose
+--   broker_id       derived from the login role (kanchi_m_16384_42 -> 42; before it the database's number), never from what the client says; the owner, whose
 --                   name has no number there, must name the column and gets an error otherwise. Only where monitors
 --                   have to share one role (kanchi_m_shared) does the connection say it
 --   stored_at       the server's clock: it chooses the partition, so no client's clock can aim at a missing one
@@ -104,7 +104,7 @@ create index batch_committed on kanchi.batch (broker_id, committed_at);
 
 create table kanchi.event_chunk (
     broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
-        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
+        then kanchi.shared_broker() else split_part(session_user, '_', 4)::integer end,
     retention_days smallint not null,
     stored_at timestamptz not null default now(),
     task_id text,
@@ -121,7 +121,7 @@ create index event_chunk_task on kanchi.event_chunk (hashtextextended(task_id, 0
 -- Not yet final, or final a moment ago. Everything is in `facts`; the few other columns serve lists.
 create table kanchi.task_live (
     broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
-        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
+        then kanchi.shared_broker() else split_part(session_user, '_', 4)::integer end,
     task_id text not null check (octet_length(task_id) between 1 and 255),
     first_seen_at timestamptz not null default now(),
     facts bytea not null,
@@ -142,7 +142,7 @@ create index task_live_first_seen on kanchi.task_live ((broker_id::bigint), firs
 -- the writer's work: see kanchi.take_history.
 create table kanchi.task (
     broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
-        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
+        then kanchi.shared_broker() else split_part(session_user, '_', 4)::integer end,
     retention_days smallint not null,
     stored_at timestamptz not null default now(),
     task_id text not null check (octet_length(task_id) between 1 and 255),
@@ -177,7 +177,7 @@ create index task_finished on kanchi.task (broker_id, finished_at);
 -- What batches add, one row for each minute that a batch has transitions of; the leader takes them away as it rolls up.
 create table kanchi.statistic_delta (
     broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
-        then kanchi.shared_broker() else substring(session_user from 10)::integer end,
+        then kanchi.shared_broker() else split_part(session_user, '_', 4)::integer end,
     stored_at timestamptz not null default now(),
     -- Within the calendar: the leader calculates with it.
     minute timestamptz not null check (minute >= '0001-01-01 00:00:00+00' and minute < '10000-01-01 00:00:00+00'),

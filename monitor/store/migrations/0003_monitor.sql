@@ -16,8 +16,8 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp a
 declare
     b integer;
 begin
-    if session_user ~ '^kanchi_m_[0-9]{1,9}$' then
-        return substring(session_user from 10)::integer;
+    if session_user ~ '^kanchi_m_[0-9]+_[0-9]{1,9}$' then
+        return split_part(session_user, '_', 4)::integer;
     end if;
     if not starts_with(session_user, 'kanchi_m_shared') then
         raise exception 'role % is not the role of a monitor', session_user using errcode = 'KN002';

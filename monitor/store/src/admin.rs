@@ -34,6 +34,8 @@ const CONNECTIONS: u32 = 4;
 #[derive(Clone, Debug)]
 pub struct StoreAdmin {
     url: StoreUrl,
+    /// The database's number on its server.
+    database: i64,
     pub(crate) pool: PgPool,
     /// For monitors, where this user may not create roles.
     shared: Option<SharedRole>,
@@ -44,7 +46,10 @@ impl StoreAdmin {
     pub async fn connect(url: &StoreUrl) -> Result<Self> {
         const OPERATION: &str = "connect to Postgres";
         // The pool reports a refused login as a timeout; a connection of its own says why.
-        connection::close(connection::open(url, APPLICATION).await?).await;
+        let mut first = connection::open(url, APPLICATION).await?;
+        let query = sqlx::query("select oid::bigint from pg_database where datname = current_database()");
+        let database = query.fetch_one(&mut first).await.during(OPERATION)?.get(0);
+        connection::close(first).await;
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .min_connections(0)
@@ -58,6 +63,7 @@ impl StoreAdmin {
             .during(OPERATION)?;
         Ok(Self {
             url: url.clone(),
+            database,
             pool,
             shared: None,
         })

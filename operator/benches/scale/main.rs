@@ -20,6 +20,8 @@ mod cluster;
 mod figures;
 mod fleet;
 mod kubelet;
+#[path = "../../tests/operator/support/log.rs"]
+mod log;
 mod monitors;
 mod phases;
 mod process;

@@ -32,7 +32,7 @@ fn directory() -> tempfile::TempDir {
     write(
         directory.path(),
         file::STORE_URL,
-        "postgres://kanchi_m_42:canary@localhost/kanchi\n",
+        "postgres://kanchi_m_16384_42:canary@localhost/kanchi\n",
     );
     directory
 }
@@ -56,7 +56,11 @@ fn follows_the_kubelets_link() {
     std::fs::create_dir(&version).unwrap();
     write(&version, file::CONFIG, CONFIG);
     write(&version, file::BROKER_URL, "amqp://guest:guest@localhost//");
-    write(&version, file::STORE_URL, "postgres://kanchi_m_42:x@localhost/kanchi");
+    write(
+        &version,
+        file::STORE_URL,
+        "postgres://kanchi_m_16384_42:x@localhost/kanchi",
+    );
     std::os::unix::fs::symlink(&version, directory.path().join(CURRENT)).unwrap();
     assert!(Settings::load(directory.path()).is_ok());
 }

@@ -30,14 +30,13 @@ impl RoleMode {
 /// two monitors, and the sessions that a lost node leaves behind, which must not keep a successor out that is to fence them.
 const CONNECTION_LIMIT: u32 = 6;
 
-impl BrokerKey {
-    /// Returns the name of the broker's role.
-    pub fn role(self) -> String {
-        format!("kanchi_m_{}", self.0)
-    }
-}
-
 impl StoreAdmin {
+    /// Returns the name of a broker's role. Roles are shared by all databases of a server, hence the database's number in it:
+    /// of two installations on one server neither must ever change the other's.
+    pub fn role(&self, key: BrokerKey) -> String {
+        format!("kanchi_m_{}_{}", self.database, key.0)
+    }
+
     /// Makes the broker's role, or sets its password; sessions that are open stay open.
     ///
     /// The server gets a SCRAM verifier, so neither its log nor its statistics ever see the password. The password
@@ -64,7 +63,7 @@ impl StoreAdmin {
                 exists (select from pg_roles where rolname = kanchi.monitor_group())",
         );
         let row = query
-            .bind(key.role())
+            .bind(self.role(key))
             .fetch_one(&mut *transaction)
             .await
             .during(OPERATION)?;
@@ -77,7 +76,7 @@ impl StoreAdmin {
                 .during(OPERATION)?;
         }
         let verb = if exists { "alter" } else { "create" };
-        let role = key.role();
+        let role = self.role(key);
         let verifier = scram::verifier(password, rand::random());
         let statement = format!(
             "{verb} role {role} login inherit connection limit {CONNECTION_LIMIT} password '{verifier}';
@@ -103,7 +102,7 @@ impl StoreAdmin {
     /// option of the connection: set once it is open, a pooler would hand the setting on to other brokers' monitors.
     pub fn monitor_url(&self, key: BrokerKey, mode: RoleMode, password: &str) -> Result<StoreUrl> {
         match (mode, &self.shared) {
-            (RoleMode::Own, _) => self.url.for_role(&key.role(), password),
+            (RoleMode::Own, _) => self.url.for_role(&self.role(key), password),
             (RoleMode::Shared, Some(shared)) => {
                 let url = self.url.for_role(shared.name(), shared.password())?;
                 Ok(url.with_setting("kanchi.broker", &key.0.to_string()))
@@ -122,7 +121,7 @@ impl StoreAdmin {
         if !self.role_exists(key).await? {
             return Ok(());
         }
-        let role = key.role();
+        let role = self.role(key);
         self.pool
             .execute(format!("alter role {role} nologin").as_str())
             .await
@@ -139,14 +138,14 @@ impl StoreAdmin {
 
     pub(super) async fn drop_role(&self, key: BrokerKey) -> Result<()> {
         if self.role_exists(key).await? {
-            let statement = format!("drop role {}", key.role());
+            let statement = format!("drop role {}", self.role(key));
             self.pool.execute(statement.as_str()).await.during("drop a role")?;
         }
         Ok(())
     }
 
     async fn role_exists(&self, key: BrokerKey) -> Result<bool> {
-        let query = sqlx::query("select exists (select from pg_roles where rolname = $1)").bind(key.role());
+        let query = sqlx::query("select exists (select from pg_roles where rolname = $1)").bind(self.role(key));
         Ok(query.fetch_one(&self.pool).await.during("look up a role")?.get(0))
     }
 }

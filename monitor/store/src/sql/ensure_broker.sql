@@ -1,15 +1,5 @@
 -- Returns the key when the row was made or changed; nothing when it is there as wanted.
-with recursive key (id, taken) as (
-    -- Roles are shared by all databases of a server: a number whose role exists belongs to somebody else, or to a
-    -- broker of this database that was restored from a backup; either way it is skipped.
-    select id, exists (select from pg_roles where rolname = 'kanchi_m_' || id)
-    from (select nextval('kanchi.broker_key')::integer as id) as first
-    where not exists (
-        select from kanchi.broker where namespace_uid = $1 and name = $3 and purge_ordered_at is null)
-    union all
-    select id, exists (select from pg_roles where rolname = 'kanchi_m_' || id)
-    from (select nextval('kanchi.broker_key')::integer as id from key where taken) as next
-), changed as (
+with changed as (
     update kanchi.broker
     set namespace = $2, display_name = $4, succeeded_days = $5, failed_days = $6, events_days = $7,
         statistics_days = $8, retired_at = null
@@ -20,7 +10,8 @@ with recursive key (id, taken) as (
 ), made as (
     insert into kanchi.broker (broker_id, namespace_uid, namespace, name, display_name, succeeded_days, failed_days,
         events_days, statistics_days)
-    select id, $1, $2, $3, $4, $5, $6, $7, $8 from key where not taken
+    select nextval('kanchi.broker_key'), $1, $2, $3, $4, $5, $6, $7, $8
+    where not exists (select from kanchi.broker where namespace_uid = $1 and name = $3 and purge_ordered_at is null)
     on conflict (namespace_uid, name) where purge_ordered_at is null do nothing
     returning broker_id
 )

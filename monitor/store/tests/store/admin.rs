@@ -384,7 +384,7 @@ async fn deleting_a_broker_leaves_nothing_of_it_and_all_of_others() {
     assert_eq!(
         world.sql(&format!(
             "select count(*) from pg_roles where rolname = '{}'",
-            gone.key.role()
+            gone.url.role()
         )),
         "0"
     );

@@ -1,6 +1,8 @@
 //! One role for all monitors, where the store's user may not create roles.
 
-use kanchi_store::{BrokerKey, ErrorKind, Purge, Purged, RetentionPolicy, RoleMode, SharedRole, StoreUrl, StoreWriter};
+use kanchi_store::{
+    BrokerKey, ErrorKind, Purge, Purged, RetentionPolicy, RoleMode, SharedRole, StoreAdmin, StoreUrl, StoreWriter,
+};
 
 use crate::world::{PASSWORD, World, batch, chunk, live, now, received, spec};
 
@@ -137,7 +139,7 @@ async fn a_role_of_its_own_stays_its_broker_whatever_it_says_beside_a_shared_one
     // From here on brokers get roles of their own.
     world.sql("alter role kanchi createrole");
     let thief = world.monitor("thief").await;
-    assert_eq!(thief.url.role(), thief.key.role());
+    assert_eq!(thief.url.role(), world.admin.role(thief.key));
     let said = world.url_saying(thief.url.role(), PASSWORD, &victim.key.0.to_string());
     let writer = StoreWriter::connect(&said, RetentionPolicy::default()).await.unwrap();
     assert_eq!(writer.broker_key(), thief.key.0);
@@ -193,6 +195,33 @@ async fn a_broker_that_goes_leaves_the_shared_role_to_the_others() {
     let again = world.monitor("stays").await;
     assert_eq!(again.key, stays.key);
     assert!(again.epoch > stays.epoch);
+}
+
+#[tokio::test]
+async fn a_role_that_another_database_made_of_the_same_number_is_left_alone() {
+    let world = World::sharing().await;
+    let m = world.monitor("orders").await;
+    let other = StoreUrl::parse(&world.server.create_installation("second").unwrap()).unwrap();
+    let second = StoreAdmin::connect(&other).await.unwrap();
+    second.migrate().await.unwrap();
+    assert_eq!(second.ensure_broker(&spec("orders")).await.unwrap(), m.key);
+    second.ensure_role(m.key, PASSWORD).await.unwrap();
+    let its = second.role(m.key);
+    let its = format!("select rolcanlogin, rolpassword from pg_authid where rolname = '{its}'");
+    let before = world.sql(&its);
+
+    // Where it could be changed, too.
+    for attribute in ["nosuperuser", "superuser"] {
+        world.sql(&format!("alter role {} {attribute}", world.owner.role()));
+        world.admin.retire_broker(m.key).await.unwrap();
+        assert_eq!(world.sql(&its), before, "{attribute}");
+    }
+    assert_eq!(world.admin.ensure_role(m.key, PASSWORD).await.unwrap(), RoleMode::Own);
+    assert_eq!(world.sql(&its), before);
+    world.admin.order_purge(m.key).await.unwrap();
+    let mut purge = Purge::new(world.admin.clone(), std::time::Duration::ZERO);
+    while !matches!(purge.step().await.unwrap(), Purged::Brokers { .. }) {}
+    assert_eq!(world.sql(&its), before);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Who may touch what: a monitor's role in the hands of a thief.
 
-use kanchi_store::{DeadLetter, GapRow, Heartbeat, QueueRow, UnixMicros, WorkerRow};
+use kanchi_store::{BrokerKey, DeadLetter, GapRow, Heartbeat, QueueRow, UnixMicros, WorkerRow};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, Executor, PgConnection, Row};
 use uuid::Uuid;
@@ -264,12 +264,13 @@ async fn every_function(thief: &mut Thief<'_>) {
 /// What a clever thief would try besides.
 fn tricks(thief: &Thief<'_>, victim: i32) {
     let group = thief.world.sql("select kanchi.monitor_group()");
+    let victim = thief.world.admin.role(BrokerKey(victim));
     let refused = [
-        format!("set session authorization kanchi_m_{victim}"),
-        format!("set role kanchi_m_{victim}"),
+        format!("set session authorization {victim}"),
+        format!("set role {victim}"),
         "set role kanchi".to_owned(),
         format!("grant \"{group}\" to public"),
-        format!("alter role kanchi_m_{victim} password 'x'"),
+        format!("alter role {victim} password 'x'"),
         "alter role current_user createrole".to_owned(),
         "alter role current_user connection limit 100".to_owned(),
         "create role mine".to_owned(),
@@ -287,7 +288,7 @@ fn tricks(thief: &Thief<'_>, victim: i32) {
         "select pg_read_file('postgresql.conf')".to_owned(),
         "copy (select 1) to program 'true'".to_owned(),
         "select * from pg_authid".to_owned(),
-        format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'kanchi_m_{victim}' and pg_terminate_backend(pid)"),
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = '{victim}' and pg_terminate_backend(pid)"),
     ];
     for statement in refused {
         let done = thief.try_sql(&statement);
@@ -345,9 +346,9 @@ async fn a_role_of_one_database_opens_no_other() {
     let admin = kanchi_store::StoreAdmin::connect(&other).await.unwrap();
     admin.migrate().await.unwrap();
     let key = admin.ensure_broker(&crate::world::spec("orders")).await.unwrap();
-    assert_ne!(key, m.key, "the number's role belongs to the first database");
+    assert_eq!(key, m.key, "each database counts its own brokers");
     admin.ensure_role(key, PASSWORD).await.unwrap();
-    let url = other.for_role(&m.key.role(), PASSWORD).unwrap();
+    let url = other.for_role(m.url.role(), PASSWORD).unwrap();
     drop((m.writer, m.reporter));
     let error = kanchi_store::StoreWriter::connect(&url, kanchi_store::RetentionPolicy::default())
         .await
@@ -366,7 +367,7 @@ async fn no_password_reaches_the_servers_log() {
     let m = world.monitor("orders").await;
     let log = world.server.log();
     assert!(
-        log.contains(&m.key.role()) && log.contains("SCRAM-SHA-256$"),
+        log.contains(m.url.role()) && log.contains("SCRAM-SHA-256$"),
         "statements are logged"
     );
     assert!(!log.contains(PASSWORD));

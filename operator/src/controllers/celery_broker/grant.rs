@@ -65,7 +65,8 @@ impl Existing {
     fn password(&self) -> Option<SecretText> {
         let url = Url::parse(self.url.expose_str()?).ok()?;
         let password = url.password()?;
-        url.username().strip_prefix("kanchi_m_")?.parse::<u32>().ok()?;
+        let (database, key) = url.username().strip_prefix("kanchi_m_")?.split_once('_')?;
+        let _own = (database.parse::<u32>().ok()?, key.parse::<u32>().ok()?);
         let ours = password.len() == PASSWORD_CHARACTERS && password.chars().all(|c| c.is_ascii_alphanumeric());
         ours.then(|| SecretText::new(password))
     }
@@ -207,12 +208,12 @@ mod tests {
     fn a_password_is_kept_when_it_is_one_of_ours_and_lost_otherwise() {
         let password = new_password();
         let text = password.expose_str().unwrap();
-        let url = format!("postgres://kanchi_m_7:{text}@db/kanchi?sslmode=verify-full");
+        let url = format!("postgres://kanchi_m_16384_7:{text}@db/kanchi?sslmode=verify-full");
         assert_eq!(existing(&url).password().as_ref(), Some(&password));
         for lost in [
             "",
-            "postgres://kanchi_m_7@db/kanchi",
-            "postgres://kanchi_m_7:short@db/kanchi",
+            "postgres://kanchi_m_16384_7@db/kanchi",
+            "postgres://kanchi_m_16384_7:short@db/kanchi",
             "garbage",
         ] {
             assert_eq!(existing(lost).password(), None, "{lost}");

@@ -20,6 +20,8 @@ use kube::{Api, Client, Config, ResourceExt};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
+use super::log;
+
 /// Where the binaries are, unless the default cache has them.
 const BIN: &str = "KANCHI_LAB_BIN";
 
@@ -39,7 +41,12 @@ where
     loop {
         match check().await {
             Ok(value) => return value,
-            Err(complaint) if Instant::now() >= deadline => panic!("{what} not within {within:?}: {complaint}"),
+            Err(complaint) if Instant::now() >= deadline => {
+                panic!(
+                    "{what} not within {within:?}: {complaint}\nwhat operators logged last:\n{}",
+                    log::last()
+                )
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
@@ -85,6 +92,7 @@ impl Cluster {
         if let Some(running) = shared.upgrade() {
             return running;
         }
+        log::keep();
         let cluster = Arc::new(Self::start(Postgres::start_new().expect("a Postgres")));
         cluster.prepare().await;
         *shared = Arc::downgrade(&cluster);

@@ -24,7 +24,7 @@ fn grant() -> Grant {
     Grant::for_tests(
         BrokerKey(42),
         Some(RoleMode::Own),
-        "postgres://kanchi_m_42:generated@db/kanchi",
+        "postgres://kanchi_m_16384_42:generated@db/kanchi",
         None,
     )
 }
