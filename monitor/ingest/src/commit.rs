@@ -3,23 +3,25 @@
 //! A store that is away keeps the batch waiting; nothing is acknowledged before its commit. What the store refuses for its
 //! data is sifted down to the single event, which becomes a dead letter. A newer writer ends this one.
 
-use std::collections::HashSet;
-use std::mem;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
+use std::{collections, mem, panic};
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use kanchi_domain::{Event, Limits};
-use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, Stored};
+use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, GapRow, Stored};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
+use tokio::{join, select};
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::Connections;
 use crate::decoder::Turn;
 use crate::digests::Digests;
 use crate::gather::{Gathered, Kept, Receipt};
-use crate::reduce::{Reduced, Reducer};
-use crate::reducing::Reducing;
+use crate::ready::{About, Ready, Told};
+use crate::reduce::{Reduced, Reducer, Touched};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 use crate::sieve::Sieve;
@@ -44,21 +46,46 @@ pub struct Begin {
     /// The epoch of a take-over; `None`: the first connection begins one.
     pub taken: Option<Epoch>,
     /// Digests of the newest messages stored, where they are known already.
-    pub digests: Option<HashSet<u128>>,
+    pub digests: Option<collections::HashSet<u128>>,
 }
 
-/// Writes batches and acknowledges them.
+/// A batch of fewer events is stored when the one before it is: nobody waits for it.
+const GOES_AHEAD: u64 = 1_000;
+
+/// Writes batches and acknowledges them, one after the other. While one is brought to its end the next one goes ahead as far
+/// as it can: its events are sent and its changes made, by a connection of its own.
 #[derive(Debug)]
 pub struct Committer {
-    shared: Arc<Shared>,
+    told: Told,
     settings: SettingsWatch,
-    /// The newest tag that is durable.
-    acknowledge: watch::Sender<u64>,
     /// What is read of a message, should it be read again.
     limits: Limits,
-    store: Store,
+    connections: Connections,
     reducer: Reducer,
     digests: Digests,
+    /// Tasks of the newest batch of which the reducer knows nothing until that batch is durable.
+    unknown: HashSet<Arc<str>>,
+}
+
+/// What became of a batch while the one before it was brought to its end.
+#[derive(Debug)]
+enum Ahead {
+    Ready(Box<Ready>),
+    /// It has to wait for that one.
+    Waits(Box<Gathered>),
+    /// Waiting for the store was given up.
+    GivenUp,
+}
+
+/// How a batch was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    /// It is stored as it was.
+    Stored,
+    /// What the store took of it is.
+    Sifted,
+    /// Waiting for the store was given up.
+    GivenUp,
 }
 
 impl Committer {
@@ -78,87 +105,225 @@ impl Committer {
             digests.load(known, Instant::now());
         }
         Self {
-            store: Store::new(
+            connections: Connections::new(
                 Arc::clone(&shared),
                 settings.clone(),
                 give_up,
                 begin.instance,
                 begin.taken,
             ),
-            shared,
+            told: Told { shared, acknowledge },
             settings,
-            acknowledge,
             limits,
             reducer: Reducer::new(cache_bytes),
             digests,
+            unknown: HashSet::default(),
         }
     }
 
     /// Stores what comes in until the channel closes or waiting is given up.
-    pub async fn run(mut self, mut batches: mpsc::Receiver<(Gathered, Turn)>) -> Result<(), Error> {
+    pub async fn run(mut self, batches: mpsc::Receiver<(Gathered, Turn)>) -> Result<(), Error> {
         // The epoch is taken at once: an older process must not go on beside us until our first event.
-        if self.store.connected().await?.is_none() {
+        let mut store = self.connections.take();
+        if store.connected().await?.is_none() {
             return Ok(());
         }
-        while let Some((gathered, turn)) = batches.recv().await {
-            if !self.store(gathered).await? {
-                tracing::warn!("the store was away until the end: what is not stored stays with the broker");
-                return Ok(());
-            }
-            drop(turn);
-            self.digests.tidy(Instant::now());
+        self.connections.give_back(store);
+        if !self.store_all(batches).await? {
+            tracing::warn!("the store was away until the end: what is not stored stays with the broker");
         }
         Ok(())
     }
 
-    /// Stores a batch, without those events that the store refuses; `false` when waiting was given up.
-    async fn store(&mut self, mut gathered: Gathered) -> Result<bool, Error> {
-        let receipt = gathered.receipt;
-        if !self.drop_duplicates(&mut gathered).await? {
-            return Ok(false);
-        }
-        let (outcome, head) = self.attempt(&mut gathered, Ending::Commit).await?;
-        match outcome {
-            Outcome::Stored(_) => {
-                // Thousands of small pieces of memory: given back beside the next batch.
-                drop(spawn_blocking(move || drop((head, gathered))));
-            }
-            Outcome::GivenUp => return Ok(false),
-            Outcome::Refused(reason) => {
-                tracing::warn!(events = gathered.events, error = %reason, "the store refused a batch; taking it apart");
-                if !self.store_sifted(head, &receipt).await? {
+    /// Stores what comes in; `false` when waiting was given up.
+    async fn store_all(&mut self, mut batches: mpsc::Receiver<(Gathered, Turn)>) -> Result<bool, Error> {
+        let mut ready: Option<Ready> = None;
+        loop {
+            let Some(mut batch) = ready.take() else {
+                let Some((gathered, turn)) = batches.recv().await else {
+                    return Ok(true);
+                };
+                ready = self.prepare(gathered).await?;
+                if ready.is_none() {
+                    return Ok(false);
+                }
+                drop(turn);
+                continue;
+            };
+            let told = self.told.clone();
+            let (outcome, ahead) = {
+                let mut end = pin!(batch.end(told));
+                select! {
+                    biased;
+                    outcome = &mut end => (outcome?, None),
+                    next = batches.recv() => match next {
+                        None => (end.await?, None),
+                        Some((gathered, turn)) => {
+                            let (outcome, ahead) = join!(end, self.go_ahead(gathered));
+                            drop(turn);
+                            (outcome?, Some(ahead?))
+                        }
+                    }
+                }
+            };
+            let waits = match (self.settle(batch, outcome).await?, ahead) {
+                (Settled::GivenUp, _) | (_, Some(Ahead::GivenUp)) => return Ok(false),
+                (_, None) => None,
+                (_, Some(Ahead::Waits(gathered))) => Some(*gathered),
+                (Settled::Stored, Some(Ahead::Ready(next))) => {
+                    ready = Some(*next);
+                    None
+                }
+                (Settled::Sifted, Some(Ahead::Ready(next))) => Some(next.undo()),
+            };
+            if let Some(gathered) = waits {
+                ready = self.prepare(gathered).await?;
+                if ready.is_none() {
                     return Ok(false);
                 }
             }
         }
-        if let Some(through) = receipt.through {
-            self.acknowledge.send_replace(through);
+    }
+
+    /// Does what can be done of a batch beside the end of the one before it.
+    async fn go_ahead(&mut self, gathered: Gathered) -> Result<Ahead, Error> {
+        // What may be stored already may be stored by the batch before.
+        let depends = gathered.kept.iter().any(Kept::maybe_stored)
+            || gathered.tasks.iter().any(|task| self.unknown.contains(&task.id));
+        if depends || gathered.events < GOES_AHEAD {
+            return Ok(Ahead::Waits(Box::new(gathered)));
         }
-        if let Some(at) = receipt.stored_through() {
-            self.shared.stored_through(at);
+        let Some(store) = self.connections.second().await else {
+            return Ok(Ahead::Waits(Box::new(gathered)));
+        };
+        Ok(match self.prepare_on(store, gathered).await? {
+            Some(ready) => Ahead::Ready(Box::new(ready)),
+            None => Ahead::GivenUp,
+        })
+    }
+
+    /// Makes a batch ready that nothing is under way beside; `None` when waiting was given up.
+    async fn prepare(&mut self, gathered: Gathered) -> Result<Option<Ready>, Error> {
+        let store = self.connections.take();
+        self.prepare_on(store, gathered).await
+    }
+
+    async fn prepare_on(&mut self, mut store: Store, mut gathered: Gathered) -> Result<Option<Ready>, Error> {
+        if !self.drop_duplicates(&mut store, &mut gathered).await? {
+            return Ok(None);
         }
-        self.shared.own_stored(receipt.own);
-        Ok(true)
+        let about = About::new(&gathered);
+        let (head, reduced) = if gathered.is_void() {
+            Default::default()
+        } else {
+            let gaps = self.told.shared.waiting_gaps();
+            match self.make(&mut store, &mut gathered, gaps).await? {
+                Some(made) => made,
+                None => return Ok(None),
+            }
+        };
+        self.count_on(reduced.touched);
+        Ok(Some(Ready {
+            store,
+            head,
+            changes: reduced.changes,
+            about,
+        }))
+    }
+
+    /// Sends the events of a batch, makes its changes meanwhile, and returns both; the head is not in `gathered` any more.
+    /// `None` when waiting was given up. `gaps`: with what came after them, if not before: who finds that stored believes that
+    /// nothing is missing before it.
+    async fn make(
+        &mut self,
+        store: &mut Store,
+        gathered: &mut Gathered,
+        gaps: Vec<GapRow>,
+    ) -> Result<Option<(BatchHead, Reduced)>, Error> {
+        let Some(loaded) = self.look_up(store, gathered).await? else {
+            return Ok(None);
+        };
+        let Some(epoch) = store.connected().await? else {
+            return Ok(None);
+        };
+        let mut head = gathered.take_head(epoch);
+        head.gaps = gaps;
+        let (mut lent, tasks) = (self.reducer.lend(), mem::take(&mut gathered.tasks));
+        let making = spawn_blocking(move || (lent.reduce(tasks, loaded), lent));
+        let ((), made) = join!(store.begin(&head), making);
+        let (reduced, lent) = made.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
+        self.reducer = lent;
+        Ok(Some((head, reduced)))
+    }
+
+    /// From now on what the batch says of its tasks is what is known.
+    fn count_on(&mut self, touched: Touched) {
+        self.unknown = self.reducer.keep(touched);
+        let (bytes, tasks) = self.reducer.size();
+        let metrics = &self.told.shared.metrics;
+        metrics.cache_bytes.set(bytes as i64);
+        metrics.cache_tasks.set(tasks as i64);
+    }
+
+    /// Follows up on the end of a batch. What the store refused is sifted.
+    async fn settle(&mut self, batch: Ready, outcome: Outcome) -> Result<Settled, Error> {
+        let Ready {
+            mut store,
+            head,
+            changes,
+            about,
+        } = batch;
+        let settled = match outcome {
+            Outcome::GivenUp => Settled::GivenUp,
+            Outcome::Stored(stored) => {
+                self.stored(&stored, &head);
+                // Thousands of small pieces of memory: given back beside the next batch.
+                drop(spawn_blocking(move || drop((head, changes))));
+                Settled::Stored
+            }
+            Outcome::Refused(reason) => {
+                tracing::warn!(events = about.events, error = %reason, "the store refused a batch; taking it apart");
+                // It was counted on.
+                self.reducer.forget();
+                if self.store_sifted(&mut store, head, &about.receipt).await? {
+                    self.told.acknowledge(&about.receipt);
+                    Settled::Sifted
+                } else {
+                    Settled::GivenUp
+                }
+            }
+        };
+        self.connections.give_back(store);
+        self.digests.tidy(Instant::now());
+        Ok(settled)
+    }
+
+    fn stored(&mut self, stored: &Stored, head: &BatchHead) {
+        match stored {
+            Stored::Now { live } => self.reducer.live.add(live.iter().map(|id| &**id)),
+            Stored::Before => self.reducer.live.forget(),
+        }
+        self.digests.remember(&head.digests);
     }
 
     /// Stores what of a refused batch the store takes, and the rest as dead letters; `false` when waiting was given up.
-    async fn store_sifted(&mut self, refused: BatchHead, receipt: &Receipt) -> Result<bool, Error> {
+    async fn store_sifted(&mut self, store: &mut Store, refused: BatchHead, receipt: &Receipt) -> Result<bool, Error> {
         loop {
-            let Some((events, letters)) = self.sift(&refused, receipt).await? else {
+            let Some((events, letters)) = self.sift(store, &refused, receipt).await? else {
                 return Ok(false);
             };
             let refused_events = letters.len() as u64;
             // Should it be the letters that are not taken, they are only counted and logged.
             for dead_letters in [[refused.dead_letters.clone(), letters].concat(), Vec::new()] {
-                let mut rest = Gathered {
+                let rest = Gathered {
                     receipt: *receipt,
                     digests: refused.digests.clone(),
                     dead_letters,
                     ..Gathered::of(&events)
                 };
-                match self.attempt(&mut rest, Ending::Commit).await?.0 {
+                match self.attempt(store, rest, Ending::Commit).await? {
                     Outcome::Stored(_) => {
-                        self.shared.metrics.refused.inc_by(refused_events);
+                        self.told.shared.metrics.refused.inc_by(refused_events);
                         return Ok(true);
                     }
                     Outcome::GivenUp => return Ok(false),
@@ -166,7 +331,7 @@ impl Committer {
                 }
             }
             // It was taken a moment ago, so this passes; nothing may be acknowledged that is not stored.
-            if !self.store.wait_a_moment().await {
+            if !store.wait_a_moment().await {
                 return Ok(false);
             }
         }
@@ -176,12 +341,13 @@ impl Committer {
     /// given up.
     async fn sift(
         &mut self,
+        store: &mut Store,
         refused: &BatchHead,
         receipt: &Receipt,
     ) -> Result<Option<(Vec<Event>, Vec<DeadLetter>)>, Error> {
         let mut sieve = Sieve::new(&refused.chunks, receipt.oldest.unwrap_or_default());
-        while let Some(mut trial) = sieve.trial().map(Gathered::of) {
-            match self.attempt(&mut trial, Ending::Rollback).await?.0 {
+        while let Some(trial) = sieve.trial().map(Gathered::of) {
+            match self.attempt(store, trial, Ending::Rollback).await? {
                 Outcome::Stored(_) => sieve.taken(),
                 Outcome::Refused(reason) => sieve.refused(&reason),
                 Outcome::GivenUp => return Ok(None),
@@ -190,80 +356,54 @@ impl Committer {
         Ok(Some(sieve.end()))
     }
 
-    /// Sends what was gathered as one batch; gives back the head, which `gathered` does not have any more.
-    async fn attempt(&mut self, gathered: &mut Gathered, ending: Ending) -> Result<(Outcome, BatchHead), Error> {
-        if gathered.is_void() {
-            let nothing = Stored::Now { live: Vec::new() };
-            return Ok((Outcome::Stored(nothing), BatchHead::default()));
+    /// Stores a part of a refused batch, or only tries whether the store takes it.
+    async fn attempt(&mut self, store: &mut Store, mut part: Gathered, ending: Ending) -> Result<Outcome, Error> {
+        if part.is_void() {
+            return Ok(Outcome::Stored(Stored::Now { live: Vec::new() }));
         }
-        let started = Instant::now();
-        let Some(loaded) = self.look_up(gathered).await? else {
-            return Ok((Outcome::GivenUp, BatchHead::default()));
+        let about = About::new(&part);
+        let gaps = match ending {
+            Ending::Commit => self.told.shared.waiting_gaps(),
+            Ending::Rollback => Vec::new(),
         };
-        let Some(epoch) = self.store.connected().await? else {
-            return Ok((Outcome::GivenUp, BatchHead::default()));
+        let Some((head, reduced)) = self.make(store, &mut part, gaps).await? else {
+            return Ok(Outcome::GivenUp);
         };
-        let mut head = gathered.take_head(epoch);
-        if ending == Ending::Commit {
-            // With what came after it, if not before: who finds that stored believes that nothing is missing before it.
-            head.gaps = self.shared.waiting_gaps();
-        }
-        let mut reducing = Reducing::start(self.reducer.lend(), mem::take(&mut gathered.tasks), loaded);
-        let outcome = self.store.commit(&head, &mut reducing, ending).await?;
-        let done = reducing.end().await;
-        self.reducer = done.reducer;
+        let outcome = store.commit(&head, &reduced.changes, ending).await?;
         if let (Outcome::Stored(stored), Ending::Commit) = (&outcome, ending) {
-            match stored {
-                Stored::Now { live } => self.reducer.live.add(live.iter().map(|id| &**id)),
-                Stored::Before => self.reducer.live.forget(),
-            }
-            self.stored(gathered, &head, done.reduced, started);
+            self.stored(stored, &head);
+            self.told.stored(&about, &head);
+            self.count_on(reduced.touched);
         }
-        Ok((outcome, head))
-    }
-
-    fn stored(&mut self, part: &Gathered, head: &BatchHead, reduced: Reduced, started: Instant) {
-        let metrics = &self.shared.metrics;
-        metrics.batch_events.observe(part.events as f64);
-        metrics.batch_messages.observe(part.receipt.messages as f64);
-        metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
-        self.shared.committed(part.events, part.newest, part.receipt.oldest);
-        for gap in &head.gaps {
-            self.shared.gap_stored(gap.id);
-        }
-        self.digests.remember(&head.digests);
-        self.reducer.committed(reduced);
-        let (bytes, tasks) = self.reducer.size();
-        metrics.cache_bytes.set(bytes as i64);
-        metrics.cache_tasks.set(tasks as i64);
+        Ok(outcome)
     }
 
     /// Returns what the store knows of the tasks that the reducer does not know; `None` when waiting was given up.
-    async fn look_up(&mut self, part: &Gathered) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
+    async fn look_up(&mut self, store: &mut Store, part: &Gathered) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
         while self.reducer.live.is_due(Instant::now()) {
-            let Some(loaded) = self.store.live_ids().await? else {
+            let Some(loaded) = store.live_ids().await? else {
                 return Ok(None);
             };
             self.reducer.live.load(loaded, Instant::now());
         }
         let missing = self.reducer.missing(&part.tasks);
-        self.shared.metrics.cache_misses.inc_by(missing.len() as u64);
-        self.store.load_facts(&missing).await
+        self.told.shared.metrics.cache_misses.inc_by(missing.len() as u64);
+        store.load_facts(&missing).await
     }
 
     /// Removes messages that are stored already, and second copies within the batch.
-    async fn drop_duplicates(&mut self, gathered: &mut Gathered) -> Result<bool, Error> {
+    async fn drop_duplicates(&mut self, store: &mut Store, gathered: &mut Gathered) -> Result<bool, Error> {
         if !gathered.kept.iter().any(Kept::maybe_stored) {
             return Ok(true);
         }
         if self.digests.needs_load() {
-            let Some(digests) = self.store.recent_digests().await? else {
+            let Some(digests) = store.recent_digests().await? else {
                 return Ok(false);
             };
             self.digests.load(digests, Instant::now());
         }
         let now = Instant::now();
-        let mut here: HashSet<u128> = HashSet::new();
+        let mut here: HashSet<u128> = HashSet::default();
         let is_new = |kept: &Kept| match kept {
             Kept::Message {
                 maybe_stored,
@@ -277,7 +417,7 @@ impl Committer {
         };
         let payloads = &self.settings.borrow().payloads;
         let dropped = gathered.leave_out(is_new, payloads, &self.limits);
-        self.shared.metrics.duplicates.inc_by(dropped as u64);
+        self.told.shared.metrics.duplicates.inc_by(dropped as u64);
         Ok(true)
     }
 }

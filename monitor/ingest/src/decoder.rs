@@ -20,14 +20,15 @@ use crate::source::Source;
 /// yield, however idle the other threads of the runtime are.
 const PORTION_BYTES: usize = 128 * 1024;
 
-/// Where batches are handed over. One is being stored and one is made meanwhile, for the next turn: never more are in memory.
+/// Where batches are handed over. One is being stored, one goes ahead and one is made meanwhile, for the next turn: never more are
+/// in memory.
 #[derive(Debug)]
 pub struct Turns {
     batches: mpsc::Sender<(Gathered, Turn)>,
     free: Arc<Semaphore>,
 }
 
-/// The committer's turn with a batch; the next batch is handed over when it is dropped.
+/// The committer's turn to take a batch; the next one is handed over when it is dropped.
 #[derive(Debug)]
 pub struct Turn {
     _permit: OwnedSemaphorePermit,

@@ -3,7 +3,7 @@
 use std::mem;
 use std::sync::Arc;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use kanchi_domain::{TaskFacts, TaskRow, TaskStep, UnixMicros};
 use kanchi_store::{LiveTask, TaskChanges};
 
@@ -39,8 +39,13 @@ impl Weigh for Known {
 pub struct Reduced {
     /// What is stored.
     pub changes: TaskChanges,
-    touched: Vec<(Arc<str>, Known)>,
+    /// What is known of its tasks once it is.
+    pub touched: Touched,
 }
+
+/// What is known of the tasks of a batch once it is stored.
+#[derive(Debug, Default)]
+pub struct Touched(Vec<(Arc<str>, Known)>);
 
 /// Keeps the facts of recent tasks, and makes batches.
 #[derive(Debug)]
@@ -79,8 +84,7 @@ impl Reducer {
     /// Returns those of these tasks whose facts must be looked up first.
     pub fn missing<'a>(&self, tasks: &'a [TaskNews]) -> Vec<&'a str> {
         let ids = tasks.iter().map(|task| &*task.id);
-        let is_known = |id: &str| self.running.contains(id) || self.ended.contains(id);
-        ids.filter(|id| !is_known(id) && self.live.may_hold(id)).collect()
+        ids.filter(|id| !self.knows(id) && self.live.may_hold(id)).collect()
     }
 
     /// Merges news with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
@@ -104,7 +108,7 @@ impl Reducer {
                 statistics: tally.finish(),
                 failures: failures.finish(),
             },
-            touched,
+            touched: Touched(touched),
         }
     }
 
@@ -150,10 +154,12 @@ impl Reducer {
         (known, Some(task))
     }
 
-    /// The batch is durable: its facts are what is known now. A batch that failed is simply dropped, so that its tasks
+    /// Counts on a batch: what it says of its tasks is what is known from now on. Returns those of which nothing is known all
+    /// the same, for want of room: they can be looked up only once the batch is durable. Of one that is not kept its tasks
     /// are looked up again.
-    pub fn committed(&mut self, reduced: Reduced) {
-        for (id, known) in reduced.touched {
+    pub fn keep(&mut self, touched: Touched) -> HashSet<Arc<str>> {
+        let ids: Vec<Arc<str>> = touched.0.iter().map(|(id, _)| Arc::clone(id)).collect();
+        for (id, known) in touched.0 {
             let cache = if known.has_ended {
                 &mut self.ended
             } else {
@@ -161,6 +167,18 @@ impl Reducer {
             };
             cache.put(id, known);
         }
+        ids.into_iter().filter(|id| !self.knows(id)).collect()
+    }
+
+    /// A batch that was counted on is not stored as it was: everything is looked up again.
+    pub fn forget(&mut self) {
+        self.running.clear();
+        self.ended.clear();
+        self.live.forget();
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        self.running.contains(id) || self.ended.contains(id)
     }
 
     /// Returns bytes and number of the tasks kept.

@@ -227,7 +227,7 @@ impl Reporter {
     async fn save_gaps(&mut self) -> Result<(), StoreError> {
         while let Some(gap) = self.shared.next_gap() {
             self.store().await?.save_gap(&gap).await?;
-            self.shared.gap_stored(gap.id);
+            self.shared.gap_stored(&gap);
         }
         Ok(())
     }

@@ -318,10 +318,13 @@ impl Shared {
         lock(&self.gaps).front().cloned()
     }
 
-    /// This gap is stored.
-    pub fn gap_stored(&self, id: Uuid) {
-        lock(&self.gaps).retain(|gap| gap.id != id);
-        self.gaps_stored.fetch_add(1, Ordering::Relaxed);
+    /// This gap is stored. One that was widened meanwhile still waits; one that two batches had is told of twice.
+    pub fn gap_stored(&self, stored: &GapRow) {
+        let mut gaps = lock(&self.gaps);
+        let before = gaps.len();
+        gaps.retain(|gap| gap != stored);
+        self.gaps_stored
+            .fetch_add((before - gaps.len()) as u64, Ordering::Relaxed);
     }
 
     /// Returns how many gaps have been stored since the start.

@@ -25,35 +25,16 @@ pub struct Sieve {
 impl Sieve {
     /// Reads the events of a batch back. `arrived`: when the first of them came.
     pub fn new(chunks: &[EventChunk], arrived: UnixMicros) -> Self {
+        let (events, letters) = read_back(chunks, arrived);
         let mut sieve = Self {
             good: Vec::new(),
             trial: Vec::new(),
             waiting: Vec::new(),
-            letters: Vec::new(),
+            letters,
             arrived,
         };
-        let mut events = Vec::new();
-        for chunk in chunks {
-            sieve.read(chunk, &mut events);
-        }
         sieve.wait(events);
         sieve
-    }
-
-    fn read(&mut self, chunk: &EventChunk, events: &mut Vec<Event>) {
-        let id = chunk.task_id.as_deref().and_then(TaskId::new);
-        let text = String::from_utf8_lossy(&chunk.events);
-        match Event::read_stored(&text, id.as_ref(), self.arrived) {
-            Ok(read) => {
-                for event in read {
-                    match event {
-                        Ok(event) => events.push(event),
-                        Err(error) => self.letter(&error.to_string(), &text),
-                    }
-                }
-            }
-            Err(error) => self.letter(&error.to_string(), &text),
-        }
     }
 
     /// Returns what is tried next: all that was taken, and some more. `None` when all is tried.
@@ -73,7 +54,7 @@ impl Sieve {
         if let [event] = events.as_slice() {
             tracing::error!(error = reason, "the store refuses an event; it becomes a dead letter");
             let text = event.to_json();
-            self.letter(reason, &text);
+            self.letters.push(letter(reason, &text, self.arrived));
             return;
         }
         let second = events.split_off(events.len() / 2);
@@ -91,14 +72,36 @@ impl Sieve {
             self.waiting.push(events);
         }
     }
+}
 
-    fn letter(&mut self, reason: &str, text: &str) {
-        self.letters.push(DeadLetter {
-            arrived: self.arrived,
-            reason: "store_refused".to_owned(),
-            detail: reason.replace('\0', "\u{FFFD}"),
-            sample: text.as_bytes().get(..SAMPLE_BYTES).unwrap_or(text.as_bytes()).to_vec(),
-        });
+/// Reads the events of a batch back from what is stored of them, and returns letters of what cannot be read. `arrived`: when
+/// the first of them came.
+pub fn read_back(chunks: &[EventChunk], arrived: UnixMicros) -> (Vec<Event>, Vec<DeadLetter>) {
+    let (mut events, mut letters) = (Vec::new(), Vec::new());
+    for chunk in chunks {
+        let id = chunk.task_id.as_deref().and_then(TaskId::new);
+        let text = String::from_utf8_lossy(&chunk.events);
+        match Event::read_stored(&text, id.as_ref(), arrived) {
+            Ok(read) => {
+                for event in read {
+                    match event {
+                        Ok(event) => events.push(event),
+                        Err(error) => letters.push(letter(&error.to_string(), &text, arrived)),
+                    }
+                }
+            }
+            Err(error) => letters.push(letter(&error.to_string(), &text, arrived)),
+        }
+    }
+    (events, letters)
+}
+
+fn letter(reason: &str, text: &str, arrived: UnixMicros) -> DeadLetter {
+    DeadLetter {
+        arrived,
+        reason: "store_refused".to_owned(),
+        detail: reason.replace('\0', "\u{FFFD}"),
+        sample: text.as_bytes().get(..SAMPLE_BYTES).unwrap_or(text.as_bytes()).to_vec(),
     }
 }
 

@@ -185,7 +185,7 @@ impl Standby {
         };
         while let Some(gap) = self.shared.next_gap() {
             store.save_gap(&gap).await?;
-            self.shared.gap_stored(gap.id);
+            self.shared.gap_stored(&gap);
         }
         Ok(true)
     }

@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
-use kanchi_store::{BatchHead, Ending, Epoch, Error as StoreError, ErrorKind, StoreWriter, Stored};
+use kanchi_store::{BatchHead, Ending, Epoch, Error as StoreError, ErrorKind, StoreWriter, Stored, TaskChanges};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::backoff::Backoff;
 use crate::commit::Error;
 use crate::live::{LoadedIds, MAX_LIVE};
-use crate::reducing::Reducing;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 
@@ -96,11 +95,35 @@ impl Store {
         }
     }
 
+    /// Tries once to connect; `false` when that failed.
+    pub(crate) async fn try_to_connect(&mut self) -> bool {
+        match self.connect().await {
+            Ok(connected) if connected.0.broker_key() == self.settings.borrow().config.broker_key => {
+                self.writer = Some(connected);
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::debug!(error = %crate::error_chain(&error), "no second connection to the store");
+                false
+            }
+        }
+    }
+
+    /// Sends the events of a batch ahead of its end, where that can be done at once; [`Self::commit`] does what was not.
+    pub(crate) async fn begin(&mut self, head: &BatchHead) {
+        if let Some((writer, _)) = self.writer.as_mut()
+            && let Err(error) = writer.begin_batch(head).await
+        {
+            tracing::debug!(error = %crate::error_chain(&error), "the events of a batch did not go ahead");
+        }
+    }
+
     /// Stores one batch, waiting out a store that is away. `ending`: of its transaction.
     pub(crate) async fn commit(
         &mut self,
         head: &BatchHead,
-        reducing: &mut Reducing,
+        changes: &TaskChanges,
         ending: Ending,
     ) -> Result<Outcome, Error> {
         let mut backoff = store_backoff();
@@ -116,7 +139,7 @@ impl Store {
             let Some((writer, _)) = self.writer.as_mut() else {
                 continue;
             };
-            let error = match writer.commit_while(head, reducing.changes(), ending).await {
+            let error = match writer.end_batch(head, changes, ending).await {
                 Ok(stored) => {
                     self.shared.store_works();
                     return Ok(Outcome::Stored(stored));

@@ -45,12 +45,14 @@ impl Link {
         Ok(link)
     }
 
-    /// Uses another URL from the next call on.
-    pub(crate) fn set_url(&mut self, url: &StoreUrl) {
-        if self.url != *url {
+    /// Uses another URL from the next call on; says whether it is another one.
+    pub(crate) fn set_url(&mut self, url: &StoreUrl) -> bool {
+        let changed = self.url != *url;
+        if changed {
             self.url = url.clone();
             self.idle = None;
         }
+        changed
     }
 
     pub(crate) fn broker_key(&self) -> i32 {

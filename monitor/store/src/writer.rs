@@ -63,6 +63,8 @@ pub enum Stored {
 pub struct StoreWriter {
     link: Link,
     retention: RetentionPolicy,
+    /// The batch whose transaction is open, and the connection that it is open on.
+    begun: Option<(Uuid, PgConnection)>,
 }
 
 impl StoreWriter {
@@ -71,12 +73,15 @@ impl StoreWriter {
         Ok(Self {
             link: Link::connect(url, "kanchi-monitor").await?,
             retention,
+            begun: None,
         })
     }
 
     /// Uses another URL (rotated password) or other classes from the next call on.
     pub fn reconfigure(&mut self, url: &StoreUrl, retention: RetentionPolicy) {
-        self.link.set_url(url);
+        if self.link.set_url(url) {
+            self.begun = None;
+        }
         self.retention = retention;
     }
 
@@ -88,7 +93,7 @@ impl StoreWriter {
     /// Fences all older writers of this broker; waits for a commit of theirs that is under way.
     pub async fn begin_epoch(&mut self, instance: &str) -> Result<Epoch> {
         const OPERATION: &str = "begin an epoch";
-        let mut connection = self.link.take().await?;
+        let mut connection = self.take().await?;
         let query = sqlx::query("select kanchi.begin_epoch($1)").bind(instance);
         let call = async { Ok(Epoch(query.fetch_one(&mut connection).await.during(OPERATION)?.get(0))) };
         let result = within(OPERATION, call).await;
@@ -99,7 +104,7 @@ impl StoreWriter {
     /// Returns the stored facts of those of these tasks that are live (at most 10,000 ids a call).
     pub async fn load_facts(&mut self, ids: &[&str]) -> Result<HashMap<String, Vec<u8>>> {
         const OPERATION: &str = "load the facts of tasks";
-        let mut connection = self.link.take().await?;
+        let mut connection = self.take().await?;
         let query = sqlx::query("select task_id, facts from kanchi.load_facts($1)").bind(ids);
         let call = async {
             let rows = query.fetch_all(&mut connection).await.during(OPERATION)?;
@@ -113,7 +118,7 @@ impl StoreWriter {
     /// Tells `each` of the ids of this broker's live tasks, at most `limit` of them, in no order.
     pub async fn live_ids(&mut self, limit: u32, mut each: impl FnMut(&str)) -> Result<()> {
         const OPERATION: &str = "list the live tasks";
-        let mut connection = self.link.take().await?;
+        let mut connection = self.take().await?;
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
         let call = async {
             let mut rows = sqlx::query("select kanchi.live_ids($1)")
@@ -133,21 +138,37 @@ impl StoreWriter {
     ///
     /// Kinds that matter: `Data` (sift), `StaleEpoch` (stop), `Unreachable` (ask [`Self::was_committed`], then retry).
     pub async fn commit(&mut self, batch: &Batch) -> Result<Stored> {
-        let changes = std::future::ready(&batch.changes);
-        self.commit_while(&batch.head, changes, Ending::Commit).await
+        self.end_batch(&batch.head, &batch.changes, Ending::Commit).await
     }
 
-    /// The same while the changes are still being made: they are awaited once the events are on their way, so that both
-    /// sides work at the same time. After an error they may not have been awaited.
-    pub async fn commit_while(
-        &mut self,
-        head: &BatchHead,
-        changes: impl Future<Output = &TaskChanges>,
-        ending: Ending,
-    ) -> Result<Stored> {
+    /// Begins the transaction of a batch and stores its events in it: [`Self::end_batch`] of the same batch goes on there, so
+    /// that this part of the work can be done while the batch before is still on its way by another connection. Any other
+    /// call ends that transaction, and so does an error: the batch is then stored from its beginning.
+    pub async fn begin_batch(&mut self, head: &BatchHead) -> Result<()> {
         const OPERATION: &str = commit::OPERATION;
-        let mut connection = self.link.take().await?;
-        let run = commit::run(&mut connection, head, changes, self.retention, ending);
+        let mut connection = self.take().await?;
+        let begin = commit::begin(&mut connection, head, self.retention);
+        let result = match within(OPERATION, begin).await {
+            Ok(true) => {
+                self.begun = Some((head.id, connection));
+                return Ok(());
+            }
+            // Committed before, and the transaction has ended.
+            Ok(false) => Ok(()),
+            Err(error) => Err(rolled_back(&mut connection, error).await),
+        };
+        self.link.put(connection, &result);
+        result
+    }
+
+    /// Stores a batch as [`Self::commit`] does, going on where [`Self::begin_batch`] ended.
+    pub async fn end_batch(&mut self, head: &BatchHead, changes: &TaskChanges, ending: Ending) -> Result<Stored> {
+        const OPERATION: &str = commit::OPERATION;
+        let (mut connection, begun) = match self.begun.take_if(|(id, _)| *id == head.id) {
+            Some((_, connection)) => (connection, true),
+            None => (self.take().await?, false),
+        };
+        let run = commit::run(&mut connection, head, changes, self.retention, ending, begun);
         let result = within(OPERATION, run).await;
         let result = match result {
             Ok(stored) => Ok(stored),
@@ -160,7 +181,7 @@ impl StoreWriter {
     /// Tells whether a batch was committed: resolves a COMMIT of unknown outcome.
     pub async fn was_committed(&mut self, batch_id: Uuid) -> Result<bool> {
         const OPERATION: &str = "look up a batch";
-        let mut connection = self.link.take().await?;
+        let mut connection = self.take().await?;
         let query = sqlx::query("select kanchi.was_committed($1)").bind(batch_id);
         let call = async { Ok(query.fetch_one(&mut connection).await.during(OPERATION)?.get(0)) };
         let result = within(OPERATION, call).await;
@@ -170,10 +191,23 @@ impl StoreWriter {
 
     /// Returns the digests of the newest messages stored (some 260,000): needed when a redelivered message shows up.
     pub async fn recent_digests(&mut self) -> Result<HashSet<u128>> {
-        let mut connection = self.link.take().await?;
+        let mut connection = self.take().await?;
         let result = commit::recent_digests(&mut connection).await;
         self.link.put(connection, &result);
         result
+    }
+
+    /// Takes the connection, without a transaction.
+    async fn take(&mut self) -> Result<PgConnection> {
+        const OPERATION: &str = "roll back";
+        if let Some((_, mut connection)) = self.begun.take() {
+            let done = within(OPERATION, async {
+                connection.execute("rollback").await.during(OPERATION)
+            })
+            .await;
+            self.link.put(connection, &done);
+        }
+        self.link.take().await
     }
 }
 

@@ -188,6 +188,53 @@ async fn what_the_store_refuses_costs_no_other_event() -> Result<()> {
     Ok(())
 }
 
+/// Full batches, one going ahead while the one before it is brought to its end, which the store refuses only then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_goes_ahead_of_a_refused_one_is_made_again() -> Result<()> {
+    const REFUSED: u64 = 3;
+    let redis = Redis::start_new()?;
+    let mut rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    for table in ["task", "task_live"] {
+        rig.sql(&format!(
+            "alter table kanchi.{table} add check (name is distinct from 'poison')"
+        ))?;
+    }
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    rig.postgres.stop()?;
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    let Recording { events, messages, .. } = recording(Workload::short(6), 20_000);
+    for (number, part) in (0..).zip(messages.chunks(messages.len() / REFUSED as usize + 1)) {
+        for message in part {
+            publisher.publish(&message.as_message())?;
+        }
+        for (kind, name) in [("received", r#","name":"poison""#), ("started", ""), ("succeeded", "")] {
+            let (id, seconds) = (task_id(99, number), now() as f64 / 1e6);
+            let event =
+                format!(r#"{{"type":"task-{kind}","uuid":"{id}","hostname":"w@h","timestamp":{seconds}{name}}}"#);
+            publisher.publish_raw("task.multi", &envelope(event.as_bytes(), "task.x", "w@h"))?;
+        }
+    }
+    publisher.flush()?;
+    rig.postgres.start()?;
+    let stored = events.len() as u64 + 2 * REFUSED;
+    monitor.until("the others are stored", PATIENCE, |monitor| {
+        events_metric(monitor) >= stored
+    })?;
+    assert_eq!(rig.events()?, stored);
+    assert_eq!(
+        monitor.metric("kanchi_monitor_refused_events_total"),
+        Some(REFUSED as f64)
+    );
+    let known = rig.sql("select count(*) from (select name, state from kanchi.task union all select name, state from kanchi.task_live) t
+        where state = 'SUCCESS' and name is null")?;
+    assert_eq!(known.trim(), REFUSED.to_string(), "the other events of their tasks");
+    let connections =
+        rig.sql("select count(*) from pg_stat_activity where application_name ~ '^kanchi-monitor/[0-9]+$'")?;
+    assert_eq!(connections.trim(), "2", "batches went ahead");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_megabyte_messages_stay_within_the_memory_limit() -> Result<()> {
     let redis = Redis::start_new()?;

@@ -116,7 +116,7 @@ fn stored(messages: &[Message], sizes: &[(usize, bool)], cache: usize) -> Stored
             let made = reducer.reduce(mem::take(&mut batch.tasks), loaded);
             if *last {
                 stored.store(&batch.chunks, &made.changes);
-                reducer.committed(made);
+                reducer.keep(made.touched);
             } else {
                 batch = read_back(&batch);
             }

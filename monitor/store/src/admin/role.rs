@@ -26,9 +26,10 @@ impl RoleMode {
     }
 }
 
-/// A monitor opens two: one for batches, one for reports; one that stands by the second alone, until it takes over. With
-/// two monitors, and the sessions that a lost node leaves behind, which must not keep a successor out that is to fence them.
-const CONNECTION_LIMIT: u32 = 6;
+/// A monitor opens three at most: one for batches and, under load, one for batches that go ahead; one for reports, which alone
+/// one that stands by has until it takes over. With two monitors, and the sessions that a lost node leaves behind, which must
+/// not keep a successor out that is to fence them.
+const CONNECTION_LIMIT: u32 = 9;
 
 impl StoreAdmin {
     /// Returns the name of a broker's role. Roles are shared by all databases of a server, hence the database's number in it:

@@ -18,22 +18,22 @@ pub(super) const OPERATION: &str = "commit a batch";
 /// A task whose whole life lies within this long before the newest event of its batch is newly born.
 const NEWLY_BORN_MICROS: i64 = 3_600_000_000;
 
-/// Stores the batch; its changes are awaited once its events are on their way. On an error the transaction is left open;
+/// Stores the batch; `begun`: [`begin`] has been called for it on this connection. On an error the transaction is left open;
 /// the caller rolls back or drops the connection.
 pub(super) async fn run(
     connection: &mut PgConnection,
     head: &BatchHead,
-    changes: impl Future<Output = &TaskChanges>,
+    changes: &TaskChanges,
     retention: RetentionPolicy,
     ending: Ending,
+    begun: bool,
 ) -> Result<Stored> {
-    if !begin(connection, head, retention).await? {
+    if !begun && !begin(connection, head, retention).await? {
         return Ok(Stored::Before);
     }
-    let changes = changes.await;
     let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) =
         changes.tasks.iter().partition(|task| !task.maybe_stored);
-    let first = finish(connection, changes, retention, &new, &maybe_stored, ending).await;
+    let first = finish(connection, head, changes, retention, &new, &maybe_stored, ending).await;
     match first {
         // Somebody's promise that a task is new was not kept. The slow way is right in any case.
         Err(error) if error.kind() == ErrorKind::Data && !new.is_empty() => {
@@ -43,14 +43,14 @@ pub(super) async fn run(
                 return Ok(Stored::Before);
             }
             let all: Vec<&LiveTask> = changes.tasks.iter().collect();
-            finish(connection, changes, retention, &[], &all, ending).await
+            finish(connection, head, changes, retention, &[], &all, ending).await
         }
         result => result,
     }
 }
 
 /// Begins the transaction and stores what is stored as it came. False: this batch was committed before.
-async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: RetentionPolicy) -> Result<bool> {
+pub(super) async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: RetentionPolicy) -> Result<bool> {
     connection.execute("begin").await.during(OPERATION)?;
     if !claim(connection, head).await? {
         connection.execute("rollback").await.during(OPERATION)?;
@@ -63,12 +63,14 @@ async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: Reten
 /// Stores what became of the tasks, and ends the transaction.
 async fn finish(
     connection: &mut PgConnection,
+    head: &BatchHead,
     changes: &TaskChanges,
     retention: RetentionPolicy,
     new: &[&LiveTask],
     maybe_stored: &[&LiveTask],
     ending: Ending,
 ) -> Result<Stored> {
+    hold_epoch(connection, head).await?;
     copy_statistics(connection, &changes.statistics).await?;
     save_failures(connection, &changes.failures).await?;
     let (ended, live) = split_ended(connection, new).await?;
@@ -84,7 +86,13 @@ async fn finish(
     Ok(Stored::Now { live: live.collect() })
 }
 
-/// Claims batch id and epoch, and writes everything small. False: this batch was committed before.
+/// Refuses the batch if its epoch is over, else keeps the next one from beginning.
+async fn hold_epoch(connection: &mut PgConnection, head: &BatchHead) -> Result<()> {
+    let query = sqlx::query("select kanchi.hold_epoch($1)").bind(head.epoch.0);
+    query.execute(connection).await.during(OPERATION).map(drop)
+}
+
+/// Claims the batch id, and writes everything small. False: this batch was committed before.
 async fn claim(connection: &mut PgConnection, head: &BatchHead) -> Result<bool> {
     let digests: Option<Vec<u8>> =
         (!head.digests.is_empty()).then(|| head.digests.iter().flat_map(|digest| digest.to_be_bytes()).collect());

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use kanchi_store::{
-    Ending, Epoch, ErrorKind, Heartbeat, Lease, Renewal, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros,
+    Epoch, ErrorKind, Heartbeat, Lease, Renewal, RetentionPolicy, StoreReporter, StoreWriter, UnixMicros,
 };
+use sqlx::{Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::world::{Monitor, World, batch, live, received};
@@ -164,17 +165,12 @@ async fn a_commit_is_a_sign_of_life_and_does_not_keep_the_lease_from_being_renew
 
     // A batch that is never done locks the epoch.
     let begin = Instant::now();
-    let stuck = tokio::spawn(async move {
-        let head = batch(m.epoch, Vec::new()).head;
-        m.writer
-            .commit_while(&head, std::future::pending(), Ending::Commit)
-            .await
-    });
+    let stuck = stuck(&m).await;
     until_locked(&world).await;
     m.reporter.speak_for(m.epoch);
     m.reporter.renew(Renewal::default()).await.unwrap();
     assert!(begin.elapsed() < PATIENCE);
-    stuck.abort();
+    drop(stuck);
 }
 
 #[tokio::test]
@@ -183,22 +179,32 @@ async fn a_writer_that_stands_still_amid_a_batch_is_replaced_and_its_batch_undon
     let m = world.monitor("orders").await;
     let bystander = world.monitor("mail").await;
     let mut standby = reporter(&m).await;
-    let (epoch, mut writer) = (m.epoch, m.writer);
-    let head = batch(epoch, Vec::new()).head;
     // Its connection stays: the process is stopped, or its node is gone and nobody told the server.
-    let stuck = tokio::spawn(async move { writer.commit_while(&head, std::future::pending(), Ending::Commit).await });
+    let stuck = stuck(&m).await;
     until_locked(&world).await;
     run_out(&world);
     let seen = standby.holder("pod-1").await.unwrap().unwrap();
     let begin = Instant::now();
     let taken = standby.take_over("pod-1", Some(&seen)).await.unwrap().unwrap();
     assert!(begin.elapsed() < PATIENCE / 2, "it waited for the lock");
-    assert!(taken.epoch > epoch);
+    assert!(taken.epoch > m.epoch);
     assert_eq!(world.sql("select count(*) from kanchi.batch"), "0");
-    stuck.abort();
+    drop(stuck);
     // Another broker's sessions are none of its business.
     let mut other = bystander.writer;
     other.commit(&batch(bystander.epoch, Vec::new())).await.unwrap();
+}
+
+/// A session of the event path that stands still amid the end of a batch.
+async fn stuck(m: &Monitor) -> PgConnection {
+    let mut session = PgConnection::connect(m.url.expose()).await.unwrap();
+    let (key, epoch, id) = (m.key.0, m.epoch.0, batch(m.epoch, Vec::new()).head.id);
+    let statements = format!(
+        "set application_name = 'kanchi-monitor/{key}'; begin;
+         select kanchi.commit_batch('{id}', {epoch}, null, null, null, null); select kanchi.hold_epoch({epoch})"
+    );
+    session.execute(statements.as_str()).await.unwrap();
+    session
 }
 
 async fn until_locked(world: &World) {

@@ -231,6 +231,41 @@ async fn a_batch_is_stored_once_and_wholly() {
 }
 
 #[tokio::test]
+async fn a_batch_goes_ahead_beside_the_one_before_it_and_is_stored_in_its_turn() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let mut second = StoreWriter::connect(&m.url, RetentionPolicy::default()).await.unwrap();
+    let whole = |id: &str, maybe_stored: bool| {
+        let mut whole = batch(m.epoch, vec![live(id, &[received(id, 0)], maybe_stored)]);
+        whole.head.chunks = vec![chunk(id, &[received(id, 0)])];
+        whole
+    };
+    let (one, two) = (whole(ID, false), whole(OTHER, false));
+    let stored = || world.sql("select (select count(*) from kanchi.batch), count(*) from kanchi.event_chunk");
+    m.writer.begin_batch(&one.head).await.unwrap();
+    second.begin_batch(&two.head).await.unwrap();
+    assert_eq!(stored(), "0|0", "nothing before its end");
+    m.writer.commit(&one).await.unwrap();
+    assert_eq!(stored(), "1|1");
+    second.commit(&two).await.unwrap();
+    assert_eq!(stored(), "2|2");
+
+    // Whatever else is asked, the batch is stored from its beginning.
+    let three = whole("three", true);
+    m.writer.begin_batch(&three.head).await.unwrap();
+    assert!(!m.writer.was_committed(three.head.id).await.unwrap());
+    m.writer.commit(&three).await.unwrap();
+    let four = whole("four", true);
+    m.writer.begin_batch(&four.head).await.unwrap();
+    m.writer.commit(&three).await.unwrap();
+    m.writer.commit(&four).await.unwrap();
+    assert_eq!(stored(), "4|4");
+    m.writer.begin_batch(&four.head).await.unwrap();
+    m.writer.commit(&four).await.unwrap();
+    assert_eq!(stored(), "4|4", "once");
+}
+
+#[tokio::test]
 async fn a_batch_that_postgres_refuses_leaves_nothing_and_the_next_one_goes_on() {
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
@@ -269,19 +304,38 @@ async fn a_newer_writer_fences_an_older_one() {
 }
 
 #[tokio::test]
+async fn batches_that_go_ahead_keep_no_newer_writer_out_and_are_fenced_by_it() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let mut newer = StoreWriter::connect(&m.url, RetentionPolicy::default()).await.unwrap();
+    let ahead = batch(m.epoch, vec![live(ID, &[received(ID, 0)], false)]);
+    m.writer.begin_batch(&ahead.head).await.unwrap();
+    let epoch = newer.begin_epoch("pod-1").await.unwrap();
+    assert!(epoch > m.epoch);
+    let error = m.writer.commit(&ahead).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StaleEpoch, "{error}");
+    assert_eq!(world.sql("select count(*) from kanchi.batch"), "0");
+}
+
+#[tokio::test]
 async fn two_monitors_and_a_successor_are_let_in_and_nobody_else() {
     let world = World::new().await;
     let m = world.monitor("orders").await;
     let retention = RetentionPolicy::default();
     let mut others = Vec::new();
+    let ahead = StoreWriter::connect(&m.url, retention).await.unwrap();
     for _ in 0..2 {
-        let writer = StoreWriter::connect(&m.url, retention).await.unwrap();
-        others.push((writer, StoreReporter::connect(&m.url, retention).await.unwrap()));
+        let writers = [
+            StoreWriter::connect(&m.url, retention).await.unwrap(),
+            StoreWriter::connect(&m.url, retention).await.unwrap(),
+        ];
+        others.push((writers, StoreReporter::connect(&m.url, retention).await.unwrap()));
     }
     let error = StoreWriter::connect(&m.url, RetentionPolicy::default())
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionLimit, "{error}");
+    drop(ahead);
 }
 
 #[tokio::test]
