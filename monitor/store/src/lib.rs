@@ -2,7 +2,7 @@
 //!
 //! Four doors, by who knocks:
 //!
-//! - [`StoreWriter`] and [`StoreReporter`]: one monitor, under the database role of its own broker (two connections).
+//! - [`StoreWriter`] and [`StoreReporter`]: one monitor, under the database role of its own broker (two connections, and one more under load).
 //! - [`StoreAdmin`]: the operator, under the role that owns the schema.
 //! - [`StoreQuery`]: the API, with the queries of its pages, under the owner's role in read-only sessions.
 //! - [`StoreReader`]: whoever compares or exports all of a broker's tasks.
