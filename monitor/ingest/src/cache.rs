@@ -45,7 +45,7 @@ impl<V: Weigh> Cache<V> {
         self.young.contains_key(key) || self.old.contains_key(key)
     }
 
-    /// Takes an entry out; whoever takes it puts it back when its change is durable.
+    /// Takes an entry out; whoever takes it puts it back with what is counted on.
     pub fn take(&mut self, key: &str) -> Option<V> {
         if let Some((key, value)) = self.young.remove_entry(key) {
             self.young_bytes = self.young_bytes.saturating_sub(cost(&key, &value));

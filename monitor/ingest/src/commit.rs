@@ -10,10 +10,10 @@ use std::{collections, mem, panic};
 
 use foldhash::{HashMap, HashSet};
 use kanchi_domain::{Event, Limits};
-use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, GapRow, Stored};
+use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, Stored};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
-use tokio::{join, select};
+use tokio::{join, select, try_join};
 use tokio_util::sync::CancellationToken;
 
 use crate::connections::Connections;
@@ -21,7 +21,7 @@ use crate::decoder::Turn;
 use crate::digests::Digests;
 use crate::gather::{Gathered, Kept, Receipt};
 use crate::ready::{About, Ready, Told};
-use crate::reduce::{Reduced, Reducer, Touched};
+use crate::reduce::{Loaded, Reducer, Touched};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 use crate::sieve::Sieve;
@@ -49,7 +49,7 @@ pub struct Begin {
     pub digests: Option<collections::HashSet<u128>>,
 }
 
-/// A batch of fewer events is stored when the one before it is: nobody waits for it.
+/// A full batch of fewer events, of large messages, waits for the one before it: three such in memory are enough.
 const GOES_AHEAD: u64 = 1_000;
 
 /// Writes batches and acknowledges them, one after the other. While one is brought to its end the next one goes ahead as far
@@ -63,6 +63,7 @@ pub struct Committer {
     connections: Connections,
     reducer: Reducer,
     digests: Digests,
+    epoch: Epoch,
     /// Tasks of the newest batch of which the reducer knows nothing until that batch is durable.
     unknown: HashSet<Arc<str>>,
 }
@@ -73,20 +74,10 @@ enum Ahead {
     Ready(Box<Ready>),
     /// It has to wait for that one.
     Waits(Box<Gathered>),
-    /// Waiting for the store was given up.
-    GivenUp,
 }
 
-/// How a batch was left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Settled {
-    /// It is stored as it was.
-    Stored,
-    /// What the store took of it is.
-    Sifted,
-    /// Waiting for the store was given up.
-    GivenUp,
-}
+/// A batch that is not ready yet.
+type Waiting = (Gathered, Turn);
 
 impl Committer {
     /// Makes a committer; it connects when it runs. `give_up` ends waiting for a store that is away: what is not committed
@@ -117,17 +108,19 @@ impl Committer {
             limits,
             reducer: Reducer::new(cache_bytes),
             digests,
+            epoch: Epoch::default(),
             unknown: HashSet::default(),
         }
     }
 
     /// Stores what comes in until the channel closes or waiting is given up.
-    pub async fn run(mut self, batches: mpsc::Receiver<(Gathered, Turn)>) -> Result<(), Error> {
+    pub async fn run(mut self, batches: mpsc::Receiver<Waiting>) -> Result<(), Error> {
         // The epoch is taken at once: an older process must not go on beside us until our first event.
         let mut store = self.connections.take();
-        if store.connected().await?.is_none() {
+        let Some(epoch) = store.connected().await? else {
             return Ok(());
-        }
+        };
+        self.epoch = epoch;
         self.connections.give_back(store);
         if !self.store_all(batches).await? {
             tracing::warn!("the store was away until the end: what is not stored stays with the broker");
@@ -136,124 +129,151 @@ impl Committer {
     }
 
     /// Stores what comes in; `false` when waiting was given up.
-    async fn store_all(&mut self, mut batches: mpsc::Receiver<(Gathered, Turn)>) -> Result<bool, Error> {
-        let mut ready: Option<Ready> = None;
+    async fn store_all(&mut self, mut batches: mpsc::Receiver<Waiting>) -> Result<bool, Error> {
+        let mut ready: Option<(Ready, Turn)> = None;
+        let mut waiting: Option<Waiting> = None;
         loop {
-            let Some(mut batch) = ready.take() else {
-                let Some((gathered, turn)) = batches.recv().await else {
+            let Some((mut batch, turn)) = ready.take() else {
+                let next = match waiting.take() {
+                    Some(next) => Some(next),
+                    None => batches.recv().await,
+                };
+                let Some((gathered, turn)) = next else {
                     return Ok(true);
                 };
-                ready = self.prepare(gathered).await?;
-                if ready.is_none() {
-                    return Ok(false);
+                match self.prepare(gathered).await? {
+                    Some(made) => ready = Some((made, turn)),
+                    None => return Ok(false),
                 }
-                drop(turn);
                 continue;
             };
-            let told = self.told.clone();
+            // One that is lost is not waited for where there is another one.
+            batch.store.is_patient = !self.connections.has_other();
             let (outcome, ahead) = {
-                let mut end = pin!(batch.end(told));
+                let mut end = pin!(batch.end(self.told.clone()));
                 select! {
                     biased;
                     outcome = &mut end => (outcome?, None),
-                    next = batches.recv() => match next {
-                        None => (end.await?, None),
-                        Some((gathered, turn)) => {
-                            let (outcome, ahead) = join!(end, self.go_ahead(gathered));
-                            drop(turn);
-                            (outcome?, Some(ahead?))
-                        }
+                    Some((gathered, turn)) = batches.recv(), if waiting.is_none() => {
+                        let (outcome, ahead) = try_join!(end, self.go_ahead(gathered))?;
+                        (outcome, Some((ahead, turn)))
                     }
                 }
             };
-            let waits = match (self.settle(batch, outcome).await?, ahead) {
-                (Settled::GivenUp, _) | (_, Some(Ahead::GivenUp)) => return Ok(false),
-                (_, None) => None,
-                (_, Some(Ahead::Waits(gathered))) => Some(*gathered),
-                (Settled::Stored, Some(Ahead::Ready(next))) => {
-                    ready = Some(*next);
-                    None
+            match outcome {
+                Outcome::GivenUp => return Ok(false),
+                Outcome::Stored(stored) => {
+                    self.settle(batch, &stored);
+                    drop(turn);
+                    match ahead {
+                        Some((Ahead::Ready(next), turn)) => ready = Some((*next, turn)),
+                        Some((Ahead::Waits(gathered), turn)) => waiting = Some((*gathered, turn)),
+                        None => {}
+                    }
                 }
-                (Settled::Sifted, Some(Ahead::Ready(next))) => Some(next.undo()),
-            };
-            if let Some(gathered) = waits {
-                ready = self.prepare(gathered).await?;
-                if ready.is_none() {
-                    return Ok(false);
+                Outcome::Lost => {
+                    waiting = self.undo(ahead).await.or(waiting);
+                    self.connections.discard(batch.store);
+                    batch.store = self.connections.take();
+                    ready = Some((batch, turn));
+                }
+                Outcome::Refused(reason) => {
+                    tracing::warn!(events = batch.about.events, error = %reason, "the store refused a batch; taking it apart");
+                    waiting = self.undo(ahead).await.or(waiting);
+                    // It was counted on.
+                    self.reducer.forget();
+                    if !self.store_sifted(batch).await? {
+                        return Ok(false);
+                    }
                 }
             }
         }
     }
 
     /// Does what can be done of a batch beside the end of the one before it.
-    async fn go_ahead(&mut self, gathered: Gathered) -> Result<Ahead, Error> {
+    async fn go_ahead(&mut self, mut gathered: Gathered) -> Result<Ahead, Error> {
         // What may be stored already may be stored by the batch before.
         let depends = gathered.kept.iter().any(Kept::maybe_stored)
             || gathered.tasks.iter().any(|task| self.unknown.contains(&task.id));
         if depends || gathered.events < GOES_AHEAD {
             return Ok(Ahead::Waits(Box::new(gathered)));
         }
-        let Some(store) = self.connections.second().await else {
+        let Some(mut store) = self.connections.other().await else {
             return Ok(Ahead::Waits(Box::new(gathered)));
         };
-        Ok(match self.prepare_on(store, gathered).await? {
-            Some(ready) => Ahead::Ready(Box::new(ready)),
-            None => Ahead::GivenUp,
+        store.is_patient = false;
+        let began = Instant::now();
+        let Some(loaded) = self.look_up(&mut store, &gathered).await? else {
+            self.connections.discard(store);
+            return Ok(Ahead::Waits(Box::new(gathered)));
+        };
+        let (ready, touched) = self.make(store, &mut gathered, loaded, began).await;
+        self.count_on(touched);
+        Ok(Ahead::Ready(Box::new(ready)))
+    }
+
+    /// Takes back what went ahead of a batch that is not stored as it was.
+    async fn undo(&mut self, ahead: Option<(Ahead, Turn)>) -> Option<Waiting> {
+        Some(match ahead? {
+            (Ahead::Waits(gathered), turn) => (*gathered, turn),
+            (Ahead::Ready(next), turn) => {
+                let (mut store, gathered) = next.undo();
+                if store.abandon().await {
+                    self.connections.give_back(store);
+                } else {
+                    self.connections.discard(store);
+                }
+                (gathered, turn)
+            }
         })
     }
 
     /// Makes a batch ready that nothing is under way beside; `None` when waiting was given up.
-    async fn prepare(&mut self, gathered: Gathered) -> Result<Option<Ready>, Error> {
-        let store = self.connections.take();
-        self.prepare_on(store, gathered).await
-    }
-
-    async fn prepare_on(&mut self, mut store: Store, mut gathered: Gathered) -> Result<Option<Ready>, Error> {
+    async fn prepare(&mut self, mut gathered: Gathered) -> Result<Option<Ready>, Error> {
+        let mut store = self.connections.take();
+        store.is_patient = true;
         if !self.drop_duplicates(&mut store, &mut gathered).await? {
             return Ok(None);
         }
-        let about = About::new(&gathered);
-        let (head, reduced) = if gathered.is_void() {
-            Default::default()
-        } else {
-            let gaps = self.told.shared.waiting_gaps();
-            match self.make(&mut store, &mut gathered, gaps).await? {
-                Some(made) => made,
-                None => return Ok(None),
-            }
+        let Some((ready, touched)) = self.part(store, gathered).await? else {
+            return Ok(None);
         };
-        self.count_on(reduced.touched);
-        Ok(Some(Ready {
-            store,
-            head,
-            changes: reduced.changes,
-            about,
-        }))
+        self.count_on(touched);
+        Ok(Some(ready))
     }
 
-    /// Sends the events of a batch, makes its changes meanwhile, and returns both; the head is not in `gathered` any more.
-    /// `None` when waiting was given up. `gaps`: with what came after them, if not before: who finds that stored believes that
-    /// nothing is missing before it.
+    /// Makes a batch, or a part of one that was refused, ready; `None` when waiting was given up. Nothing counts on it yet.
+    async fn part(&mut self, mut store: Store, mut gathered: Gathered) -> Result<Option<(Ready, Touched)>, Error> {
+        let began = Instant::now();
+        let Some(loaded) = self.look_up(&mut store, &gathered).await? else {
+            return Ok(None);
+        };
+        Ok(Some(self.make(store, &mut gathered, loaded, began).await))
+    }
+
+    /// Sends the events of a batch and makes its changes meanwhile. `loaded` is what the store knew of its tasks.
     async fn make(
         &mut self,
-        store: &mut Store,
+        mut store: Store,
         gathered: &mut Gathered,
-        gaps: Vec<GapRow>,
-    ) -> Result<Option<(BatchHead, Reduced)>, Error> {
-        let Some(loaded) = self.look_up(store, gathered).await? else {
-            return Ok(None);
-        };
-        let Some(epoch) = store.connected().await? else {
-            return Ok(None);
-        };
-        let mut head = gathered.take_head(epoch);
-        head.gaps = gaps;
+        loaded: Loaded,
+        began: Instant,
+    ) -> (Ready, Touched) {
+        let mut about = About::new(gathered);
+        let head = gathered.take_head(self.epoch);
         let (mut lent, tasks) = (self.reducer.lend(), mem::take(&mut gathered.tasks));
         let making = spawn_blocking(move || (lent.reduce(tasks, loaded), lent));
         let ((), made) = join!(store.begin(&head), making);
         let (reduced, lent) = made.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
         self.reducer = lent;
-        Ok(Some((head, reduced)))
+        about.took = began.elapsed();
+        let ready = Ready {
+            store,
+            head,
+            changes: reduced.changes,
+            about,
+        };
+        (ready, reduced.touched)
     }
 
     /// From now on what the batch says of its tasks is what is known.
@@ -265,70 +285,56 @@ impl Committer {
         metrics.cache_tasks.set(tasks as i64);
     }
 
-    /// Follows up on the end of a batch. What the store refused is sifted.
-    async fn settle(&mut self, batch: Ready, outcome: Outcome) -> Result<Settled, Error> {
+    /// Follows up on a batch that is durable.
+    fn settle(&mut self, batch: Ready, stored: &Stored) {
         let Ready {
-            mut store,
-            head,
-            changes,
-            about,
+            store, head, changes, ..
         } = batch;
-        let settled = match outcome {
-            Outcome::GivenUp => Settled::GivenUp,
-            Outcome::Stored(stored) => {
-                self.stored(&stored, &head);
-                // Thousands of small pieces of memory: given back beside the next batch.
-                drop(spawn_blocking(move || drop((head, changes))));
-                Settled::Stored
-            }
-            Outcome::Refused(reason) => {
-                tracing::warn!(events = about.events, error = %reason, "the store refused a batch; taking it apart");
-                // It was counted on.
-                self.reducer.forget();
-                if self.store_sifted(&mut store, head, &about.receipt).await? {
-                    self.told.acknowledge(&about.receipt);
-                    Settled::Sifted
-                } else {
-                    Settled::GivenUp
-                }
-            }
-        };
-        self.connections.give_back(store);
-        self.digests.tidy(Instant::now());
-        Ok(settled)
-    }
-
-    fn stored(&mut self, stored: &Stored, head: &BatchHead) {
         match stored {
             Stored::Now { live } => self.reducer.live.add(live.iter().map(|id| &**id)),
             Stored::Before => self.reducer.live.forget(),
         }
         self.digests.remember(&head.digests);
+        self.digests.tidy(Instant::now());
+        self.connections.give_back(store);
+        // Thousands of small pieces of memory: given back beside the next batch.
+        drop(spawn_blocking(move || drop((head, changes))));
     }
 
     /// Stores what of a refused batch the store takes, and the rest as dead letters; `false` when waiting was given up.
-    async fn store_sifted(&mut self, store: &mut Store, refused: BatchHead, receipt: &Receipt) -> Result<bool, Error> {
+    async fn store_sifted(&mut self, refused: Ready) -> Result<bool, Error> {
+        let Ready {
+            mut store, head, about, ..
+        } = refused;
+        store.is_patient = true;
         loop {
-            let Some((events, letters)) = self.sift(store, &refused, receipt).await? else {
+            let Some((found, events, letters)) = self.sift(store, &head, &about.receipt).await? else {
                 return Ok(false);
             };
+            store = found;
             let refused_events = letters.len() as u64;
             // Should it be the letters that are not taken, they are only counted and logged.
-            for dead_letters in [[refused.dead_letters.clone(), letters].concat(), Vec::new()] {
+            for dead_letters in [[head.dead_letters.clone(), letters].concat(), Vec::new()] {
                 let rest = Gathered {
-                    receipt: *receipt,
-                    digests: refused.digests.clone(),
+                    receipt: about.receipt,
+                    digests: head.digests.clone(),
                     dead_letters,
                     ..Gathered::of(&events)
                 };
-                match self.attempt(store, rest, Ending::Commit).await? {
-                    Outcome::Stored(_) => {
+                let Some((mut part, touched)) = self.part(store, rest).await? else {
+                    return Ok(false);
+                };
+                match part.end(self.told.clone()).await? {
+                    Outcome::Stored(stored) => {
                         self.told.shared.metrics.refused.inc_by(refused_events);
+                        self.count_on(touched);
+                        self.settle(part, &stored);
                         return Ok(true);
                     }
-                    Outcome::GivenUp => return Ok(false),
+                    Outcome::GivenUp | Outcome::Lost => return Ok(false),
                     Outcome::Refused(reason) => tracing::error!(error = %reason, "what was sifted is refused together"),
                 }
+                store = part.store;
             }
             // It was taken a moment ago, so this passes; nothing may be acknowledged that is not stored.
             if !store.wait_a_moment().await {
@@ -341,41 +347,24 @@ impl Committer {
     /// given up.
     async fn sift(
         &mut self,
-        store: &mut Store,
+        mut store: Store,
         refused: &BatchHead,
         receipt: &Receipt,
-    ) -> Result<Option<(Vec<Event>, Vec<DeadLetter>)>, Error> {
+    ) -> Result<Option<(Store, Vec<Event>, Vec<DeadLetter>)>, Error> {
         let mut sieve = Sieve::new(&refused.chunks, receipt.oldest.unwrap_or_default());
         while let Some(trial) = sieve.trial().map(Gathered::of) {
-            match self.attempt(store, trial, Ending::Rollback).await? {
+            let Some((mut part, _)) = self.part(store, trial).await? else {
+                return Ok(None);
+            };
+            match part.store.commit(&part.head, &part.changes, Ending::Rollback).await? {
                 Outcome::Stored(_) => sieve.taken(),
                 Outcome::Refused(reason) => sieve.refused(&reason),
-                Outcome::GivenUp => return Ok(None),
+                Outcome::GivenUp | Outcome::Lost => return Ok(None),
             }
+            store = part.store;
         }
-        Ok(Some(sieve.end()))
-    }
-
-    /// Stores a part of a refused batch, or only tries whether the store takes it.
-    async fn attempt(&mut self, store: &mut Store, mut part: Gathered, ending: Ending) -> Result<Outcome, Error> {
-        if part.is_void() {
-            return Ok(Outcome::Stored(Stored::Now { live: Vec::new() }));
-        }
-        let about = About::new(&part);
-        let gaps = match ending {
-            Ending::Commit => self.told.shared.waiting_gaps(),
-            Ending::Rollback => Vec::new(),
-        };
-        let Some((head, reduced)) = self.make(store, &mut part, gaps).await? else {
-            return Ok(Outcome::GivenUp);
-        };
-        let outcome = store.commit(&head, &reduced.changes, ending).await?;
-        if let (Outcome::Stored(stored), Ending::Commit) = (&outcome, ending) {
-            self.stored(stored, &head);
-            self.told.stored(&about, &head);
-            self.count_on(reduced.touched);
-        }
-        Ok(outcome)
+        let (events, letters) = sieve.end();
+        Ok(Some((store, events, letters)))
     }
 
     /// Returns what the store knows of the tasks that the reducer does not know; `None` when waiting was given up.

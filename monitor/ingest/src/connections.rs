@@ -1,20 +1,21 @@
-//! The event path's connections: one, and while batches come faster than they are stored a second, so that one batch can go
-//! ahead while the one before it is brought to its end.
+//! The event path's connections: one, and while batches come faster than they are stored another one, so that one batch can
+//! go ahead while the one before it is brought to its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kanchi_store::Epoch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 use crate::store::Store;
 
-/// A second connection that was refused is tried again after this.
+/// Another connection that was refused is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_mins(1);
 
-/// A second connection that no batch needed for so long is closed.
+/// Another connection that no batch needed for so long is closed.
 const NEEDED: Duration = Duration::from_mins(1);
 
 /// Two at most.
@@ -28,6 +29,10 @@ pub(crate) struct Connections {
     /// The epoch of a take-over; `None`: the first connection begins one.
     taken: Option<Epoch>,
     idle: Vec<Store>,
+    /// How many there are.
+    count: usize,
+    /// One that is being made. Nothing waits for it.
+    coming: Option<JoinHandle<Option<Store>>>,
     refused: Option<Instant>,
     needed: Option<Instant>,
 }
@@ -48,6 +53,8 @@ impl Connections {
             instance,
             taken,
             idle: Vec::new(),
+            count: 0,
+            coming: None,
             refused: None,
             needed: None,
         }
@@ -56,29 +63,53 @@ impl Connections {
     /// Returns the connection for a batch that nothing is under way beside.
     pub(crate) fn take(&mut self) -> Store {
         if self.needed.is_none_or(|at| at.elapsed() > NEEDED) {
-            self.idle.truncate(1);
+            while self.idle.len() > 1 {
+                self.idle.pop();
+                self.count -= 1;
+            }
         }
-        self.idle.pop().unwrap_or_else(|| self.make())
+        self.idle.pop().unwrap_or_else(|| {
+            self.count += 1;
+            self.make()
+        })
     }
 
-    /// Returns the other connection while one is in use; `None` where it cannot be had now: a role has only so many.
-    pub(crate) async fn second(&mut self) -> Option<Store> {
+    /// Returns the other connection while one is in use; `None` while it is being made, and where it cannot be had: a role has
+    /// only so many.
+    pub(crate) async fn other(&mut self) -> Option<Store> {
         self.needed = Some(Instant::now());
         if let Some(store) = self.idle.pop() {
             return Some(store);
         }
-        if self.refused.is_some_and(|at| at.elapsed() < TRY_AGAIN) {
-            return None;
+        if let Some(coming) = self.coming.take_if(|coming| coming.is_finished()) {
+            let store = coming.await.ok().flatten();
+            self.refused = store.is_none().then(Instant::now);
+            self.count += usize::from(store.is_some());
+            return store;
         }
-        let mut store = self.make();
-        let connected = store.try_to_connect().await;
-        self.refused = (!connected).then(Instant::now);
-        connected.then_some(store)
+        if self.coming.is_none() && self.refused.is_none_or(|at| at.elapsed() > TRY_AGAIN) {
+            let mut store = self.make();
+            self.coming = Some(tokio::spawn(
+                async move { store.try_to_connect().await.then_some(store) },
+            ));
+        }
+        None
     }
 
     /// Takes one back that no batch uses any more.
     pub(crate) fn give_back(&mut self, store: Store) {
         self.idle.push(store);
+    }
+
+    /// Closes one that is lost.
+    pub(crate) fn discard(&mut self, store: Store) {
+        drop(store);
+        self.count -= 1;
+    }
+
+    /// Tells whether there is another one than the one in use.
+    pub(crate) const fn has_other(&self) -> bool {
+        self.count > 1
     }
 
     fn make(&self) -> Store {

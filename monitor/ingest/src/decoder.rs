@@ -1,4 +1,4 @@
-//! The middle of the event path: decode while the batch before is being committed.
+//! The middle of the event path: decode while the batches before are being stored.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,15 +20,17 @@ use crate::source::Source;
 /// yield, however idle the other threads of the runtime are.
 const PORTION_BYTES: usize = 128 * 1024;
 
-/// Where batches are handed over. One is being stored, one goes ahead and one is made meanwhile, for the next turn: never more are
-/// in memory.
+/// Batches that are under way at most: one is brought to its end, one goes ahead.
+const UNDER_WAY: u32 = 2;
+
+/// Where batches are handed over. Two are under way and one is made meanwhile: never more are in memory.
 #[derive(Debug)]
 pub struct Turns {
     batches: mpsc::Sender<(Gathered, Turn)>,
     free: Arc<Semaphore>,
 }
 
-/// The committer's turn to take a batch; the next one is handed over when it is dropped.
+/// The turn of a batch, until it is stored.
 #[derive(Debug)]
 pub struct Turn {
     _permit: OwnedSemaphorePermit,
@@ -37,17 +39,21 @@ pub struct Turn {
 /// Returns both ends.
 pub fn turns() -> (Turns, mpsc::Receiver<(Gathered, Turn)>) {
     let (batches, receiver) = mpsc::channel(1);
-    let free = Arc::new(Semaphore::new(1));
+    let free = Arc::new(Semaphore::new(UNDER_WAY as usize));
     (Turns { batches, free }, receiver)
 }
 
 impl Turns {
-    /// Waits for the next turn; `None` when nobody stores any more. May be cancelled.
-    async fn next(&self) -> Option<Turn> {
-        tokio::select! {
-            permit = Arc::clone(&self.free).acquire_owned() => permit.ok().map(|permit| Turn { _permit: permit }),
-            () = self.batches.closed() => None,
-        }
+    /// Waits for the next turn; `None` when nobody stores any more. A batch that is not full yet goes on growing while another
+    /// one is under way. May be cancelled.
+    async fn next(&self, is_full: bool) -> Option<Turn> {
+        let permits = if is_full { 1 } else { UNDER_WAY };
+        let mut permit = tokio::select! {
+            permit = Arc::clone(&self.free).acquire_many_owned(permits) => permit.ok()?,
+            () = self.batches.closed() => return None,
+        };
+        drop(permit.split(permits as usize - 1));
+        Some(Turn { _permit: permit })
     }
 
     async fn hand_over(&self, gathered: Gathered, turn: Turn) -> bool {
@@ -102,7 +108,7 @@ impl Decoder {
             tokio::select! {
                 biased;
                 () = self.give_up.cancelled() => return,
-                turn = turns.next(), if ready => {
+                turn = turns.next(full.is_some()), if ready => {
                     let Some(turn) = turn else { return };
                     let gathered = full.take().unwrap_or_else(|| filling.take());
                     if !turns.hand_over(gathered, turn).await {

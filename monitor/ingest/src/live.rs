@@ -1,8 +1,8 @@
 //! Which tasks may have a live row: spares the store a look-up for each new task. Pure.
 //!
 //! Only this process adds live rows, so a set that was loaded once in its epoch stays complete when it is told of each row
-//! added. Rows that leave are not taken out: that costs a look-up, never a wrong row. When the set has doubled it is loaded
-//! anew.
+//! added: also one loaded beside the end of a batch, whose rows are added right after, and whose tasks are known until then. Rows
+//! that leave are not taken out: that costs a look-up, never a wrong row. When the set has doubled it is loaded anew.
 
 use std::time::{Duration, Instant};
 

@@ -45,7 +45,7 @@ pub struct MonitorLimits {
     pub spool_bytes: u64,
     /// Facts of recent tasks.
     pub cache_bytes: usize,
-    /// One batch; one is being stored, and one is made meanwhile.
+    /// One batch; two are under way, and one is made meanwhile.
     pub batch: BatchLimits,
     /// What is read of a message.
     pub decode: Limits,

@@ -1,7 +1,8 @@
-//! A batch that is ready for its end: its events are at the store, in a transaction that is open, and its changes are made.
+//! A batch that is ready for its end: its events are at the store, as far as they could be sent, in a transaction that is open;
+//! its changes are made.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kanchi_domain::UnixMicros;
 use kanchi_store::{BatchHead, Ending, Stored, TaskChanges};
@@ -29,7 +30,8 @@ pub(crate) struct About {
     pub(crate) events: u64,
     /// Celery timestamp of the newest event.
     pub(crate) newest: Option<UnixMicros>,
-    pub(crate) began: Instant,
+    /// What it has taken so far, without what it waited for the batch before it.
+    pub(crate) took: Duration,
 }
 
 impl About {
@@ -38,7 +40,7 @@ impl About {
             receipt: gathered.receipt,
             events: gathered.events,
             newest: gathered.newest,
-            began: Instant::now(),
+            took: Duration::ZERO,
         }
     }
 }
@@ -46,11 +48,14 @@ impl About {
 impl Ready {
     /// Brings it to its end, and tells so. One with nothing to store is only acknowledged.
     pub(crate) async fn end(&mut self, told: Told) -> Result<Outcome, Error> {
-        let nothing = Stored::Now { live: Vec::new() };
+        let began = Instant::now();
         let outcome = if self.head.chunks.is_empty() && self.head.dead_letters.is_empty() {
-            Outcome::Stored(nothing)
+            Outcome::Stored(Stored::Now { live: Vec::new() })
         } else {
+            // With what came after them, if not before: who finds that stored believes that nothing is missing before it.
+            self.head.gaps = told.shared.waiting_gaps();
             let outcome = self.store.commit(&self.head, &self.changes, Ending::Commit).await?;
+            self.about.took += began.elapsed();
             if let Outcome::Stored(_) = &outcome {
                 told.stored(&self.about, &self.head);
             }
@@ -62,17 +67,18 @@ impl Ready {
         Ok(outcome)
     }
 
-    /// Takes everything back, since the batch before it is not stored as it was: what goes ahead of it is rolled back with
-    /// its connection, and its events are read back from what was sent.
-    pub(crate) fn undo(self) -> Gathered {
+    /// Takes everything back, since the batch before it is not stored as it was: its events are read back from what was sent.
+    /// The connection still has its transaction.
+    pub(crate) fn undo(self) -> (Store, Gathered) {
         let arrived = self.about.receipt.oldest.unwrap_or_default();
         let (events, letters) = sieve::read_back(&self.head.chunks, arrived);
-        Gathered {
+        let gathered = Gathered {
             receipt: self.about.receipt,
             digests: self.head.digests,
             dead_letters: [self.head.dead_letters, letters].concat(),
             ..Gathered::of(&events)
-        }
+        };
+        (self.store, gathered)
     }
 }
 
@@ -90,7 +96,7 @@ impl Told {
         let metrics = &self.shared.metrics;
         metrics.batch_events.observe(about.events as f64);
         metrics.batch_messages.observe(about.receipt.messages as f64);
-        metrics.batch_seconds.observe(about.began.elapsed().as_secs_f64());
+        metrics.batch_seconds.observe(about.took.as_secs_f64());
         self.shared.committed(about.events, about.newest, about.receipt.oldest);
         for gap in &head.gaps {
             self.shared.gap_stored(gap);

@@ -34,16 +34,19 @@ impl Weigh for Known {
     }
 }
 
-/// What a batch means for tasks, and what becomes of the cache once it is durable.
+/// What the store knew of tasks: their facts, encoded.
+pub type Loaded = HashMap<String, Vec<u8>>;
+
+/// What a batch means for tasks, and what becomes of the cache when it is counted on.
 #[derive(Debug, Default)]
 pub struct Reduced {
     /// What is stored.
     pub changes: TaskChanges,
-    /// What is known of its tasks once it is.
+    /// What is known of its tasks then.
     pub touched: Touched,
 }
 
-/// What is known of the tasks of a batch once it is stored.
+/// What is known of the tasks of a batch when it is counted on.
 #[derive(Debug, Default)]
 pub struct Touched(Vec<(Arc<str>, Known)>);
 
@@ -88,7 +91,7 @@ impl Reducer {
     }
 
     /// Merges news with what is known. `loaded` holds what the store knew of the [`missing`](Self::missing) tasks.
-    pub fn reduce(&mut self, news: Vec<TaskNews>, mut loaded: HashMap<String, Vec<u8>>) -> Reduced {
+    pub fn reduce(&mut self, news: Vec<TaskNews>, mut loaded: Loaded) -> Reduced {
         let mut tasks = Vec::with_capacity(news.len());
         let (mut tally, mut failures) = (Tally::new(&mut self.labels), Failures::default());
         let mut touched = Vec::with_capacity(news.len());

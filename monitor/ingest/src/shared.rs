@@ -318,7 +318,7 @@ impl Shared {
         lock(&self.gaps).front().cloned()
     }
 
-    /// This gap is stored. One that was widened meanwhile still waits; one that two batches had is told of twice.
+    /// This gap is stored. One that was widened meanwhile still waits. Told twice, it counts once.
     pub fn gap_stored(&self, stored: &GapRow) {
         let mut gaps = lock(&self.gaps);
         let before = gaps.len();

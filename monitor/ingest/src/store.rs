@@ -1,6 +1,6 @@
 //! The store as the event path sees it: connected again and again, waited for while it is away.
 //!
-//! Every call ends with an answer, or with `None` when waiting was given up. A COMMIT of unknown outcome is resolved by the
+//! Every call that asks ends with an answer, or with `None` when waiting was given up. A COMMIT of unknown outcome is resolved by the
 //! batch's id.
 
 use std::collections::HashSet;
@@ -49,6 +49,8 @@ macro_rules! ask {
 pub(crate) enum Outcome {
     /// It is durable.
     Stored(Stored),
+    /// The connection is lost, and was not to be waited for.
+    Lost,
     /// The store refused the data, for this reason.
     Refused(String),
     /// Waiting was given up.
@@ -65,6 +67,8 @@ pub(crate) struct Store {
     /// The epoch of a take-over; `None`: the first connection begins one.
     taken: Option<Epoch>,
     writer: Option<(StoreWriter, Epoch)>,
+    /// A connection that is lost is waited for; else every call ends without an answer.
+    pub(crate) is_patient: bool,
 }
 
 impl std::fmt::Debug for Store {
@@ -92,6 +96,7 @@ impl Store {
             instance,
             taken,
             writer: None,
+            is_patient: true,
         }
     }
 
@@ -104,15 +109,24 @@ impl Store {
             }
             Ok(_) => false,
             Err(error) => {
-                tracing::debug!(error = %crate::error_chain(&error), "no second connection to the store");
+                tracing::info!(error = %crate::error_chain(&error), "no connection for batches that go ahead");
                 false
             }
+        }
+    }
+
+    /// Ends the transaction of a batch that went ahead, if it can; `false`: the connection is lost.
+    pub(crate) async fn abandon(&mut self) -> bool {
+        match self.writer.as_mut() {
+            Some((writer, _)) => writer.abandon_batch().await.is_ok(),
+            None => false,
         }
     }
 
     /// Sends the events of a batch ahead of its end, where that can be done at once; [`Self::commit`] does what was not.
     pub(crate) async fn begin(&mut self, head: &BatchHead) {
         if let Some((writer, _)) = self.writer.as_mut()
+            && !head.chunks.is_empty()
             && let Err(error) = writer.begin_batch(head).await
         {
             tracing::debug!(error = %crate::error_chain(&error), "the events of a batch did not go ahead");
@@ -130,7 +144,7 @@ impl Store {
         let mut odd = 0;
         loop {
             let Some(epoch) = self.connected().await? else {
-                return Ok(Outcome::GivenUp);
+                return Ok(self.without_answer());
             };
             // After a reconnect within the same process the epoch is the same: nobody else took over.
             if epoch != head.epoch {
@@ -153,7 +167,7 @@ impl Store {
             }
             let unknown = error.is_outcome_unknown();
             if !self.wait_out(error, &mut backoff).await? {
-                return Ok(Outcome::GivenUp);
+                return Ok(self.without_answer());
             }
             if unknown {
                 match self.was_committed(head.id).await? {
@@ -162,9 +176,17 @@ impl Store {
                         return Ok(Outcome::Stored(Stored::Before));
                     }
                     Some(false) => {}
-                    None => return Ok(Outcome::GivenUp),
+                    None => return Ok(self.without_answer()),
                 }
             }
+        }
+    }
+
+    const fn without_answer(&self) -> Outcome {
+        if self.is_patient {
+            Outcome::GivenUp
+        } else {
+            Outcome::Lost
         }
     }
 
@@ -255,6 +277,10 @@ impl Store {
             return Err(Error::Fenced);
         }
         self.shared.metrics.store_failed(error.kind());
+        if !self.is_patient {
+            tracing::info!(error = %crate::error_chain(&error), "one of two connections to the store is lost");
+            return Ok(false);
+        }
         self.shared.store_failing(error.kind());
         // A database of a newer schema may be followed by a newer monitor; one of a wrong URL by a corrected one.
         if backoff.failures().is_power_of_two() || backoff.failures() == 0 {

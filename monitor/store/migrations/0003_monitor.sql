@@ -286,29 +286,9 @@ begin
         where broker_id = b order by dead_letter_id desc offset 1000 limit 1);
 end $$;
 
--- Refuses a writer whose epoch is over.
-create function kanchi.check_epoch(p_broker integer, p_epoch bigint, p_current bigint) returns void
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
-begin
-    if p_current is distinct from p_epoch then
-        raise exception 'epoch % of broker % is over, % is the current one', p_epoch, p_broker, p_current
-            using errcode = 'KN001';
-    end if;
-end $$;
-
--- Holds the epoch until the transaction ends: the next begin_epoch waits for it, so that no write of an old epoch comes after
--- it. Not at the beginning of a batch: with one batch going ahead while another one ends, somebody would hold it always.
-create function kanchi.hold_epoch(p_epoch bigint) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    b integer := kanchi.current_broker();
-    e bigint;
-begin
-    select epoch into e from kanchi.writer where broker_id = b for share;
-    perform kanchi.check_epoch(b, p_epoch, e);
-end $$;
-
--- First statement of a batch's transaction: claims the batch id and everything small. False: committed before.
+-- Begins the end of a batch: claims the batch id, holds the epoch and writes everything small. False: committed before. Not at
+-- the beginning of its transaction: a batch that goes ahead while another one ends must hold nothing that anybody waits for,
+-- and the epoch's row, whose shared locks are granted past a writer that waits, would be held for ever by two in turn.
 create function kanchi.commit_batch(p_batch uuid, p_epoch bigint, p_digests bytea, p_workers jsonb,
     p_dead_letters jsonb, p_gaps jsonb) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -316,8 +296,11 @@ declare
     b integer := kanchi.current_broker();
     e bigint;
 begin
-    select epoch into e from kanchi.writer where broker_id = b;
-    perform kanchi.check_epoch(b, p_epoch, e);
+    -- The lock makes the next begin_epoch wait for this transaction, so that no write of an old epoch comes after it.
+    select epoch into e from kanchi.writer where broker_id = b for share;
+    if e is distinct from p_epoch then
+        raise exception 'epoch % of broker % is over, % is the current one', p_epoch, b, e using errcode = 'KN001';
+    end if;
     insert into kanchi.batch (broker_id, batch_id, epoch, digests) values (b, p_batch, p_epoch, p_digests)
     on conflict do nothing;
     if not found then

@@ -31,7 +31,7 @@ begin
     foreach item in array array[
         'schema_version()', 'shared_broker()', 'current_broker()', 'begin_epoch(text)',
         'holder(text)', 'take_over(text, bigint, bigint)', 'renew(bigint, bigint, bigint, boolean)', 'release(text, bigint)', 'end_stuck_writer()',
-        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)', 'hold_epoch(bigint)',
+        'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)',
         'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])', 'save_failures(jsonb)',
         'load_facts(text[])', 'live_ids(integer)', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
         'archived(text[], timestamptz)', 'take_due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(interval, integer)', 'mark_checked(text[])',

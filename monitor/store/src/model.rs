@@ -97,7 +97,7 @@ pub struct LiveTask {
     pub row: TaskRow,
     /// Whether a row of the task may be in the live table already. `false` takes the fast way (a plain COPY); it is
     /// a promise that the caller asked [`StoreWriter::load_facts`](crate::StoreWriter::load_facts) in this epoch and
-    /// has not written the task since. A broken promise costs a second attempt, never a wrong row.
+    /// has not written the task since, nor in a batch that is still on its way. A broken promise costs a second attempt, never a wrong row.
     pub maybe_stored: bool,
 }
 

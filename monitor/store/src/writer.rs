@@ -148,17 +148,29 @@ impl StoreWriter {
         const OPERATION: &str = commit::OPERATION;
         let mut connection = self.take().await?;
         let begin = commit::begin(&mut connection, head, self.retention);
-        let result = match within(OPERATION, begin).await {
-            Ok(true) => {
+        match within(OPERATION, begin).await {
+            Ok(()) => {
                 self.begun = Some((head.id, connection));
-                return Ok(());
+                Ok(())
             }
-            // Committed before, and the transaction has ended.
-            Ok(false) => Ok(()),
-            Err(error) => Err(rolled_back(&mut connection, error).await),
-        };
-        self.link.put(connection, &result);
-        result
+            Err(error) => {
+                let result = Err(rolled_back(&mut connection, error).await);
+                self.link.put(connection, &result);
+                result
+            }
+        }
+    }
+
+    /// Tells whether the transaction of this batch is open.
+    pub fn has_begun(&self, batch_id: Uuid) -> bool {
+        self.begun.as_ref().is_some_and(|(id, _)| *id == batch_id)
+    }
+
+    /// Ends a transaction that was begun and is not gone on with.
+    pub async fn abandon_batch(&mut self) -> Result<()> {
+        let connection = self.take().await?;
+        self.link.put(connection, &Ok(()));
+        Ok(())
     }
 
     /// Stores a batch as [`Self::commit`] does, going on where [`Self::begin_batch`] ended.

@@ -28,71 +28,74 @@ pub(super) async fn run(
     ending: Ending,
     begun: bool,
 ) -> Result<Stored> {
-    if !begun && !begin(connection, head, retention).await? {
-        return Ok(Stored::Before);
+    if !begun {
+        begin(connection, head, retention).await?;
     }
     let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) =
         changes.tasks.iter().partition(|task| !task.maybe_stored);
-    let first = finish(connection, head, changes, retention, &new, &maybe_stored, ending).await;
-    match first {
+    let end = End {
+        head,
+        changes,
+        retention,
+        ending,
+    };
+    match end.run(connection, &new, &maybe_stored).await {
         // Somebody's promise that a task is new was not kept. The slow way is right in any case.
         Err(error) if error.kind() == ErrorKind::Data && !new.is_empty() => {
             tracing::debug!(%error, "storing a batch again without the fast path");
             connection.execute("rollback").await.during(OPERATION)?;
-            if !begin(connection, head, retention).await? {
-                return Ok(Stored::Before);
-            }
+            begin(connection, head, retention).await?;
             let all: Vec<&LiveTask> = changes.tasks.iter().collect();
-            finish(connection, head, changes, retention, &[], &all, ending).await
+            end.run(connection, &[], &all).await
         }
         result => result,
     }
 }
 
-/// Begins the transaction and stores what is stored as it came. False: this batch was committed before.
-pub(super) async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: RetentionPolicy) -> Result<bool> {
+/// Begins the transaction and stores the events: nothing that another transaction could wait for.
+pub(super) async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: RetentionPolicy) -> Result<()> {
     connection.execute("begin").await.during(OPERATION)?;
-    if !claim(connection, head).await? {
-        connection.execute("rollback").await.during(OPERATION)?;
-        return Ok(false);
-    }
-    copy_chunks(connection, &head.chunks, retention).await?;
-    Ok(true)
+    copy_chunks(connection, &head.chunks, retention).await
 }
 
-/// Stores what became of the tasks, and ends the transaction.
-async fn finish(
-    connection: &mut PgConnection,
-    head: &BatchHead,
-    changes: &TaskChanges,
+/// The rest of a transaction.
+#[derive(Clone, Copy)]
+struct End<'b> {
+    head: &'b BatchHead,
+    changes: &'b TaskChanges,
     retention: RetentionPolicy,
-    new: &[&LiveTask],
-    maybe_stored: &[&LiveTask],
     ending: Ending,
-) -> Result<Stored> {
-    hold_epoch(connection, head).await?;
-    copy_statistics(connection, &changes.statistics).await?;
-    save_failures(connection, &changes.failures).await?;
-    let (ended, live) = split_ended(connection, new).await?;
-    copy_ended(connection, &ended, retention).await?;
-    copy_live(connection, &live).await?;
-    merge(connection, maybe_stored).await?;
-    let end = match ending {
-        Ending::Commit => "commit",
-        Ending::Rollback => "rollback",
-    };
-    connection.execute(end).await.during(OPERATION)?;
-    let live = live.iter().chain(maybe_stored).map(|task| Arc::clone(&task.task_id));
-    Ok(Stored::Now { live: live.collect() })
 }
 
-/// Refuses the batch if its epoch is over, else keeps the next one from beginning.
-async fn hold_epoch(connection: &mut PgConnection, head: &BatchHead) -> Result<()> {
-    let query = sqlx::query("select kanchi.hold_epoch($1)").bind(head.epoch.0);
-    query.execute(connection).await.during(OPERATION).map(drop)
+impl End<'_> {
+    /// Stores everything but the events, and ends the transaction.
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        new: &[&LiveTask],
+        maybe_stored: &[&LiveTask],
+    ) -> Result<Stored> {
+        if !claim(connection, self.head).await? {
+            connection.execute("rollback").await.during(OPERATION)?;
+            return Ok(Stored::Before);
+        }
+        copy_statistics(connection, &self.changes.statistics).await?;
+        save_failures(connection, &self.changes.failures).await?;
+        let (ended, live) = split_ended(connection, new).await?;
+        copy_ended(connection, &ended, self.retention).await?;
+        copy_live(connection, &live).await?;
+        merge(connection, maybe_stored).await?;
+        let end = match self.ending {
+            Ending::Commit => "commit",
+            Ending::Rollback => "rollback",
+        };
+        connection.execute(end).await.during(OPERATION)?;
+        let live = live.iter().chain(maybe_stored).map(|task| Arc::clone(&task.task_id));
+        Ok(Stored::Now { live: live.collect() })
+    }
 }
 
-/// Claims the batch id, and writes everything small. False: this batch was committed before.
+/// Claims batch id and epoch, and writes everything small. False: this batch was committed before.
 async fn claim(connection: &mut PgConnection, head: &BatchHead) -> Result<bool> {
     let digests: Option<Vec<u8>> =
         (!head.digests.is_empty()).then(|| head.digests.iter().flat_map(|digest| digest.to_be_bytes()).collect());

@@ -201,7 +201,7 @@ async fn stuck(m: &Monitor) -> PgConnection {
     let (key, epoch, id) = (m.key.0, m.epoch.0, batch(m.epoch, Vec::new()).head.id);
     let statements = format!(
         "set application_name = 'kanchi-monitor/{key}'; begin;
-         select kanchi.commit_batch('{id}', {epoch}, null, null, null, null); select kanchi.hold_epoch({epoch})"
+         select kanchi.commit_batch('{id}', {epoch}, null, null, null, null)"
     );
     session.execute(statements.as_str()).await.unwrap();
     session
