@@ -26,8 +26,8 @@ impl Default for BatchLimits {
             // A commit costs about the same for 10 or 10,000 events; beyond that latency grows and nothing is gained.
             max_events: 8_192,
             max_messages: 8_192,
-            // Three are in memory at most: one on its way to its end, one that goes ahead, one that grows.
-            max_bytes: 4 * 1024 * 1024,
+            // Three are in memory at most. Smaller ones cost more: at every border tasks take the way through the live table.
+            max_bytes: 6 * 1024 * 1024,
             // The promise is 250 ms to the commit; the commit itself takes some of it.
             linger: Duration::from_millis(100),
         }
