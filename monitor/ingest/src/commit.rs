@@ -212,11 +212,12 @@ impl Committer {
         Ok(Ahead::Ready(Box::new(ready)))
     }
 
-    /// Takes back what went ahead of a batch that is not stored as it was.
+    /// Takes back what went ahead of a batch that is not stored as it was. It was counted on: everything is looked up again.
     async fn undo(&mut self, ahead: Option<(Ahead, Turn)>) -> Option<Waiting> {
         Some(match ahead? {
             (Ahead::Waits(gathered), turn) => (*gathered, turn),
             (Ahead::Ready(next), turn) => {
+                self.reducer.forget();
                 let (mut store, gathered) = next.undo();
                 if store.abandon().await {
                     self.connections.give_back(store);

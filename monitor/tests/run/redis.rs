@@ -235,6 +235,48 @@ async fn a_batch_that_goes_ahead_of_a_refused_one_is_made_again() -> Result<()> 
     Ok(())
 }
 
+/// Each of the two connections is lost again and again while batches go ahead: what was counted on is not stored then.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_end_amid_a_flood_cost_no_task_anything() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let mut rig = Rig::new(Postgres::start_new()?, &redis.url(0)).await?;
+    let mut monitor = rig.monitor(&[])?;
+    monitor.connected()?;
+    rig.postgres.stop()?;
+    let mut publisher = RedisPublisher::connect(redis.port())?;
+    let recording = recording(Workload::realistic(8), 15_000);
+    for message in &recording.messages {
+        publisher.publish(&message.as_message())?;
+    }
+    publisher.flush()?;
+    rig.postgres.start()?;
+    let events = recording.events.len() as u64;
+    let (mut ended, mut stored) = (0_u64, 0);
+    while stored < events {
+        // One of the two; others may follow once something is stored.
+        let sessions = "select count(pg_terminate_backend(pid)) from (select pid from pg_stat_activity
+            where application_name ~ '^kanchi-monitor/[0-9]+$' and xact_start is not null order by random() limit 1) s";
+        ended += rig.sql(sessions)?.trim().parse::<u64>()?;
+        monitor.until("more is stored", PATIENCE, |monitor| {
+            events_metric(monitor) >= events.min(stored + 4_000)
+        })?;
+        stored = events_metric(&monitor);
+    }
+    assert_eq!(rig.events()?, events);
+    assert!(ended >= 3, "{ended} sessions were ended");
+    let states = rig.sql("select state || ' ' || count(*) from (select state from kanchi.task union all select state from kanchi.task_live) t
+        where state in ('SUCCESS', 'FAILURE', 'REVOKED', 'REJECTED') group by state order by state")?;
+    let expected: Vec<String> = recording
+        .ended
+        .iter()
+        .map(|(state, count)| format!("{state} {count}"))
+        .collect();
+    let mut known: Vec<&str> = states.lines().collect();
+    known.sort_unstable();
+    assert_eq!(known, expected);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_megabyte_messages_stay_within_the_memory_limit() -> Result<()> {
     let redis = Redis::start_new()?;
