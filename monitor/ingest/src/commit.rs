@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::{collections, mem, panic};
 
-use foldhash::{HashMap, HashSet};
+use foldhash::HashSet;
 use kanchi_domain::{Event, Limits};
 use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, Stored};
 use tokio::sync::{mpsc, watch};
@@ -96,13 +96,13 @@ impl Committer {
             digests.load(known, Instant::now());
         }
         Self {
-            connections: Connections::new(
+            connections: Connections::new(Store::new(
                 Arc::clone(&shared),
                 settings.clone(),
                 give_up,
                 begin.instance,
                 begin.taken,
-            ),
+            )),
             told: Told { shared, acknowledge },
             settings,
             limits,
@@ -173,7 +173,7 @@ impl Committer {
                 }
                 Outcome::Lost => {
                     waiting = self.undo(ahead).await.or(waiting);
-                    self.connections.discard(batch.store);
+                    self.connections.lost();
                     batch.store = self.connections.take();
                     ready = Some((batch, turn));
                 }
@@ -202,12 +202,10 @@ impl Committer {
             return Ok(Ahead::Waits(Box::new(gathered)));
         };
         store.is_patient = false;
-        let began = Instant::now();
-        let Some(loaded) = self.look_up(&mut store, &gathered).await? else {
-            self.connections.discard(store);
+        let Some((ready, touched)) = self.make(store, &mut gathered).await? else {
+            self.connections.lost();
             return Ok(Ahead::Waits(Box::new(gathered)));
         };
-        let (ready, touched) = self.make(store, &mut gathered, loaded, began).await;
         self.count_on(touched);
         Ok(Ahead::Ready(Box::new(ready)))
     }
@@ -222,7 +220,7 @@ impl Committer {
                 if store.abandon().await {
                     self.connections.give_back(store);
                 } else {
-                    self.connections.discard(store);
+                    self.connections.lost();
                 }
                 (gathered, turn)
             }
@@ -236,30 +234,20 @@ impl Committer {
         if !self.drop_duplicates(&mut store, &mut gathered).await? {
             return Ok(None);
         }
-        let Some((ready, touched)) = self.part(store, gathered).await? else {
+        let Some((ready, touched)) = self.make(store, &mut gathered).await? else {
             return Ok(None);
         };
         self.count_on(touched);
         Ok(Some(ready))
     }
 
-    /// Makes a batch, or a part of one that was refused, ready; `None` when waiting was given up. Nothing counts on it yet.
-    async fn part(&mut self, mut store: Store, mut gathered: Gathered) -> Result<Option<(Ready, Touched)>, Error> {
+    /// Makes a batch, or a part of one that was refused, ready: sends its events and makes its changes meanwhile. Nothing counts
+    /// on it yet. `None` where the store has no answer; nothing is taken out of `gathered` then.
+    async fn make(&mut self, mut store: Store, gathered: &mut Gathered) -> Result<Option<(Ready, Touched)>, Error> {
         let began = Instant::now();
-        let Some(loaded) = self.look_up(&mut store, &gathered).await? else {
+        let Some(loaded) = self.look_up(&mut store, gathered).await? else {
             return Ok(None);
         };
-        Ok(Some(self.make(store, &mut gathered, loaded, began).await))
-    }
-
-    /// Sends the events of a batch and makes its changes meanwhile. `loaded` is what the store knew of its tasks.
-    async fn make(
-        &mut self,
-        mut store: Store,
-        gathered: &mut Gathered,
-        loaded: Loaded,
-        began: Instant,
-    ) -> (Ready, Touched) {
         let mut about = About::new(gathered);
         let head = gathered.take_head(self.epoch);
         let (mut lent, tasks) = (self.reducer.lend(), mem::take(&mut gathered.tasks));
@@ -274,7 +262,7 @@ impl Committer {
             changes: reduced.changes,
             about,
         };
-        (ready, reduced.touched)
+        Ok(Some((ready, reduced.touched)))
     }
 
     /// From now on what the batch says of its tasks is what is known.
@@ -316,13 +304,13 @@ impl Committer {
             let refused_events = letters.len() as u64;
             // Should it be the letters that are not taken, they are only counted and logged.
             for dead_letters in [[head.dead_letters.clone(), letters].concat(), Vec::new()] {
-                let rest = Gathered {
+                let mut rest = Gathered {
                     receipt: about.receipt,
                     digests: head.digests.clone(),
                     dead_letters,
                     ..Gathered::of(&events)
                 };
-                let Some((mut part, touched)) = self.part(store, rest).await? else {
+                let Some((mut part, touched)) = self.make(store, &mut rest).await? else {
                     return Ok(false);
                 };
                 match part.end(self.told.clone()).await? {
@@ -353,8 +341,8 @@ impl Committer {
         receipt: &Receipt,
     ) -> Result<Option<(Store, Vec<Event>, Vec<DeadLetter>)>, Error> {
         let mut sieve = Sieve::new(&refused.chunks, receipt.oldest.unwrap_or_default());
-        while let Some(trial) = sieve.trial().map(Gathered::of) {
-            let Some((mut part, _)) = self.part(store, trial).await? else {
+        while let Some(mut trial) = sieve.trial().map(Gathered::of) {
+            let Some((mut part, _)) = self.make(store, &mut trial).await? else {
                 return Ok(None);
             };
             match part.store.commit(&part.head, &part.changes, Ending::Rollback).await? {
@@ -369,7 +357,7 @@ impl Committer {
     }
 
     /// Returns what the store knows of the tasks that the reducer does not know; `None` when waiting was given up.
-    async fn look_up(&mut self, store: &mut Store, part: &Gathered) -> Result<Option<HashMap<String, Vec<u8>>>, Error> {
+    async fn look_up(&mut self, store: &mut Store, part: &Gathered) -> Result<Option<Loaded>, Error> {
         while self.reducer.live.is_due(Instant::now()) {
             let Some(loaded) = store.live_ids().await? else {
                 return Ok(None);

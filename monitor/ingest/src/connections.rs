@@ -1,15 +1,10 @@
 //! The event path's connections: one, and while batches come faster than they are stored another one, so that one batch can
 //! go ahead while the one before it is brought to its end.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kanchi_store::Epoch;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
-use crate::settings::SettingsWatch;
-use crate::shared::Shared;
 use crate::store::Store;
 
 /// Another connection that was refused is tried again after this.
@@ -21,13 +16,8 @@ const NEEDED: Duration = Duration::from_mins(1);
 /// Two at most.
 #[derive(Debug)]
 pub(crate) struct Connections {
-    shared: Arc<Shared>,
-    settings: SettingsWatch,
-    give_up: CancellationToken,
-    /// Name of this process, for the epoch.
-    instance: String,
-    /// The epoch of a take-over; `None`: the first connection begins one.
-    taken: Option<Epoch>,
+    /// What all are made like; never connected itself.
+    model: Store,
     idle: Vec<Store>,
     /// How many there are.
     count: usize,
@@ -38,20 +28,10 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// Nothing is connected before it is used.
-    pub(crate) const fn new(
-        shared: Arc<Shared>,
-        settings: SettingsWatch,
-        give_up: CancellationToken,
-        instance: String,
-        taken: Option<Epoch>,
-    ) -> Self {
+    /// Nothing is connected before it is used. `model`: what all are made like.
+    pub(crate) const fn new(model: Store) -> Self {
         Self {
-            shared,
-            settings,
-            give_up,
-            instance,
-            taken,
+            model,
             idle: Vec::new(),
             count: 0,
             coming: None,
@@ -70,7 +50,7 @@ impl Connections {
         }
         self.idle.pop().unwrap_or_else(|| {
             self.count += 1;
-            self.make()
+            self.model.another()
         })
     }
 
@@ -88,7 +68,7 @@ impl Connections {
             return store;
         }
         if self.coming.is_none() && self.refused.is_none_or(|at| at.elapsed() > TRY_AGAIN) {
-            let mut store = self.make();
+            let mut store = self.model.another();
             self.coming = Some(tokio::spawn(
                 async move { store.try_to_connect().await.then_some(store) },
             ));
@@ -101,24 +81,13 @@ impl Connections {
         self.idle.push(store);
     }
 
-    /// Closes one that is lost.
-    pub(crate) fn discard(&mut self, store: Store) {
-        drop(store);
+    /// One of them is lost, and dropped by whoever used it.
+    pub(crate) const fn lost(&mut self) {
         self.count -= 1;
     }
 
     /// Tells whether there is another one than the one in use.
     pub(crate) const fn has_other(&self) -> bool {
         self.count > 1
-    }
-
-    fn make(&self) -> Store {
-        Store::new(
-            Arc::clone(&self.shared),
-            self.settings.clone(),
-            self.give_up.clone(),
-            self.instance.clone(),
-            self.shared.epoch().or(self.taken),
-        )
     }
 }

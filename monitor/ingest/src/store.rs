@@ -100,6 +100,17 @@ impl Store {
         }
     }
 
+    /// Returns another one like it, not connected yet; of the epoch that has begun, if one has.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(
+            Arc::clone(&self.shared),
+            self.settings.clone(),
+            self.give_up.clone(),
+            self.instance.clone(),
+            self.shared.epoch().or(self.taken),
+        )
+    }
+
     /// Tries once to connect; `false` when that failed.
     pub(crate) async fn try_to_connect(&mut self) -> bool {
         match self.connect().await {

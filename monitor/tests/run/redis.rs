@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use kanchi_contract::file;
-use kanchi_test_load::{Recording, RedisPublisher, Workload, envelope, now, task_id};
+use kanchi_test_load::{RecordedMessage, Recording, RedisPublisher, Workload, envelope, now, task_id};
 use kanchi_test_servers::postgres::Postgres;
 use kanchi_test_servers::redis::Redis;
 
@@ -14,6 +14,17 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 fn recording(workload: Workload, tasks: u64) -> Recording {
     Recording::new(workload, tasks, 10_000, now())
+}
+
+/// Between full speed and a pause: a reader on a busy machine must not be cut by Redis.
+fn publish_all(publisher: &mut RedisPublisher, messages: &[RecordedMessage]) -> Result<()> {
+    for part in messages.chunks(500) {
+        for message in part {
+            publisher.publish(&message.as_message())?;
+        }
+        publisher.flush()?;
+    }
+    Ok(())
 }
 
 fn events_metric(monitor: &crate::rig::MonitorProcess) -> u64 {
@@ -73,19 +84,10 @@ async fn a_store_that_is_away_fills_the_spool_and_nothing_is_lost() -> Result<()
     monitor.connected()?;
     let Recording { events, messages, .. } = recording(Workload::short(2), 20_000);
     let mut publisher = RedisPublisher::connect(redis.port())?;
-    let third = messages.len() / 3;
-    for (number, message) in messages.iter().enumerate() {
-        if number == third {
-            publisher.flush()?;
-            rig.postgres.stop()?;
-        }
-        publisher.publish(&message.as_message())?;
-        // Between full speed and a pause: a reader on a busy machine must not be cut by Redis.
-        if number % 500 == 0 {
-            publisher.flush()?;
-        }
-    }
-    publisher.flush()?;
+    let (first, rest) = messages.split_at(messages.len() / 3);
+    publish_all(&mut publisher, first)?;
+    rig.postgres.stop()?;
+    publish_all(&mut publisher, rest)?;
     monitor.until("the spool is in use", PATIENCE, |monitor| {
         monitor.metric("kanchi_monitor_spool_bytes").unwrap_or_default() > 0.0
     })?;
@@ -161,9 +163,7 @@ async fn what_the_store_refuses_costs_no_other_event() -> Result<()> {
     let mut publisher = RedisPublisher::connect(redis.port())?;
     let Recording { events, messages, .. } = recording(Workload::short(5), 1_000);
     for (number, part) in (0..).zip(messages.chunks(messages.len() / REFUSED as usize + 1)) {
-        for message in part {
-            publisher.publish(&message.as_message())?;
-        }
+        publish_all(&mut publisher, part)?;
         for (kind, host) in [("received", "w@h"), ("started", "poison@h"), ("succeeded", "w@h")] {
             let (id, seconds) = (task_id(99, number), now() as f64 / 1e6);
             let event = format!(r#"{{"type":"task-{kind}","uuid":"{id}","hostname":"{host}","timestamp":{seconds}}}"#);
@@ -205,9 +205,7 @@ async fn a_batch_that_goes_ahead_of_a_refused_one_is_made_again() -> Result<()> 
     let mut publisher = RedisPublisher::connect(redis.port())?;
     let Recording { events, messages, .. } = recording(Workload::short(6), 20_000);
     for (number, part) in (0..).zip(messages.chunks(messages.len() / REFUSED as usize + 1)) {
-        for message in part {
-            publisher.publish(&message.as_message())?;
-        }
+        publish_all(&mut publisher, part)?;
         for (kind, name) in [("received", r#","name":"poison""#), ("started", ""), ("succeeded", "")] {
             let (id, seconds) = (task_id(99, number), now() as f64 / 1e6);
             let event =
@@ -245,10 +243,7 @@ async fn sessions_that_end_amid_a_flood_cost_no_task_anything() -> Result<()> {
     rig.postgres.stop()?;
     let mut publisher = RedisPublisher::connect(redis.port())?;
     let recording = recording(Workload::realistic(8), 15_000);
-    for message in &recording.messages {
-        publisher.publish(&message.as_message())?;
-    }
-    publisher.flush()?;
+    publish_all(&mut publisher, &recording.messages)?;
     rig.postgres.start()?;
     let events = recording.events.len() as u64;
     let (mut ended, mut stored) = (0_u64, 0);
