@@ -14,7 +14,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::Sizes;
 use crate::drive::{self, Blocking, Until, stored};
-use crate::figures::{Figures, Processor};
+use crate::figures::{Figures, Processor, say};
 use crate::floor;
 use crate::redis::postgres;
 use crate::rig::Rig;
@@ -143,6 +143,7 @@ async fn acknowledge_beside_copy(
             FieldTable::default(),
         )
         .await?;
+    let used = Processor::so_far(0, postgres.pid(), rabbit.pid());
     let started = Instant::now();
     let mut copy = floor::command(postgres, file.path()).spawn()?;
     for number in 1..=waiting {
@@ -153,5 +154,13 @@ async fn acknowledge_beside_copy(
     }
     let copied = tokio::task::spawn_blocking(move || copy.wait()).await??;
     ensure!(copied.success(), "psql");
-    Ok(events as f64 / started.elapsed().as_secs_f64())
+    let elapsed = started.elapsed().as_secs_f64();
+    let used = Processor::so_far(0, postgres.pid(), rabbit.pid()).since(used, events);
+    say(&format!(
+        "only acknowledged, beside a COPY: {:.1} µs an event of the broker, {:.1} of Postgres, {:.1} of the consumer; {waiting} messages",
+        used.broker * 1e6,
+        used.postgres * 1e6,
+        used.publisher * 1e6,
+    ));
+    Ok(events as f64 / elapsed)
 }
