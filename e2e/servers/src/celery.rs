@@ -1,7 +1,7 @@
 //! A real Celery: the sample application of `examples/celery-app` in a virtual environment of any Celery version.
 //!
-//! The environment is made once per version in `$KANCHI_CACHE` (`~/.cache/kanchi`) and shared by all tests; workers and
-//! publishers are child processes that end with the value that stands for them.
+//! The environment is made once per version and shared by all tests; workers and publishers are child processes that end with
+//! the value that stands for them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+
+use crate::python;
 
 /// The version that is used where none is asked for.
 pub const NEWEST: &str = "newest";
@@ -255,46 +257,28 @@ impl Drop for Worker {
     }
 }
 
-// === the cache of virtual environments ===
+// === virtual environments ===
 
 /// Returns the `bin` folder of the virtual environment of a version; makes it at first use.
 async fn environment(version: &str) -> anyhow::Result<PathBuf> {
-    let cache = match std::env::var_os("KANCHI_CACHE") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache/kanchi"),
-    };
-    fs::create_dir_all(&cache).context("failed to create the cache folder")?;
-    let folder = cache.join(format!("venv-{version}"));
-    if !folder.join("complete").exists() {
-        // Tests run in several processes: one of them installs, the others wait for the lock.
-        let lock = File::create(cache.join(format!("venv-{version}.lock"))).context("failed to create a lock file")?;
-        let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock))
-            .await?
-            .context("failed to lock")?;
-        if !folder.join("complete").exists() {
-            run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder)).await?;
-            let mut pip = Command::new(folder.join("bin/pip"));
-            pip.args(["install", "--quiet", "--disable-pip-version-check", "msgpack", "pyyaml"]);
-            run(pip.args(requirements(version))).await?;
-            File::create(folder.join("complete")).context("failed to mark the environment complete")?;
-        }
-        drop(lock);
-    }
-    Ok(folder.join("bin"))
+    let (name, requirements) = (version.to_owned(), requirements(version));
+    // Installing blocks, and so does waiting for another process that installs.
+    tokio::task::spawn_blocking(move || python::environment(&name, &requirements)).await?
 }
 
 /// Returns what pip must install. An old Celery gets the kombu of its time: it would accept a newer one, whose transports
 /// then miss packages that only the newer Celery asks for.
-fn requirements(version: &str) -> Vec<String> {
+pub(crate) fn requirements(version: &str) -> Vec<String> {
+    let mut all = vec!["msgpack".into(), "pyyaml".into()];
     if version == NEWEST {
-        return vec!["celery[redis]".into()];
+        all.push("celery[redis]".into());
+    } else {
+        let series = version.rsplit_once('.').map_or(version, |(series, _)| series);
+        all.push(format!("celery[redis]=={version}"));
+        all.push(format!("kombu=={series}.*"));
+        all.push("packaging".into());
     }
-    let series = version.rsplit_once('.').map_or(version, |(series, _)| series);
-    vec![
-        format!("celery[redis]=={version}"),
-        format!("kombu=={series}.*"),
-        "packaging".into(),
-    ]
+    all
 }
 
 async fn run(command: &mut Command) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! How much processor time a server has used, with all the processes it started.
+//! How much processor time a server has used, alone and with all the processes it started.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,39 +9,54 @@ const TICKS: f64 = 100.0;
 /// Returns the processor seconds that a process and its descendants have used, those that have ended included; none for
 /// process 0.
 pub fn processor_seconds(pid: u32) -> f64 {
-    if pid == 0 {
-        return 0.0;
-    }
-    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
-    let mut used: HashMap<u32, f64> = HashMap::new();
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    for pid in pids {
-        if let Some((parent, ticks)) = stat(pid) {
-            children.entry(parent).or_default().push(pid);
-            used.insert(pid, ticks / TICKS);
-        }
-    }
-    let (mut total, mut left) = (0.0, vec![pid]);
-    while let Some(pid) = left.pop() {
-        total += used.get(&pid).copied().unwrap_or_default();
-        left.extend(children.remove(&pid).unwrap_or_default());
-    }
-    total
+    let all = with_descendants(pid).into_iter().filter_map(stat);
+    all.map(|stat| (stat.own + stat.ended) / TICKS).sum()
 }
 
-/// Reads parent and ticks of a process: its own and those of children it has waited for; see proc(5).
-fn stat(pid: u32) -> Option<(u32, f64)> {
+/// Returns the processor seconds that one process has used without those that it started.
+pub fn own_processor_seconds(pid: u32) -> f64 {
+    stat(pid).map_or(0.0, |stat| stat.own / TICKS)
+}
+
+/// Returns a process and all that it started, as far as they run; none for process 0.
+pub(crate) fn with_descendants(pid: u32) -> Vec<u32> {
+    if pid == 0 {
+        return Vec::new();
+    }
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for entry in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        if let Some(stat) = stat(entry) {
+            children.entry(stat.parent).or_default().push(entry);
+        }
+    }
+    let (mut all, mut left) = (Vec::new(), vec![pid]);
+    while let Some(pid) = left.pop() {
+        all.push(pid);
+        left.extend(children.remove(&pid).unwrap_or_default());
+    }
+    all
+}
+
+struct Stat {
+    parent: u32,
+    /// Ticks of the process itself.
+    own: f64,
+    /// Ticks of children that it has waited for.
+    ended: f64,
+}
+
+/// Reads what a process has used; see proc(5).
+fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    let parent = fields.get(1)?.parse().ok()?;
-    let ticks = fields
-        .get(11..15)?
-        .iter()
-        .filter_map(|field| field.parse::<f64>().ok())
-        .sum();
-    Some((parent, ticks))
+    let ticks = |field: usize| fields.get(field)?.parse::<f64>().ok();
+    Some(Stat {
+        parent: fields.get(1)?.parse().ok()?,
+        own: ticks(11)? + ticks(12)?,
+        ended: ticks(13)? + ticks(14)?,
+    })
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ use kanchi_test_load::{AmqpPublisher, Message, Messages, RedisPublisher, Stream,
 
 use crate::rig::MonitorProcess;
 
-/// Events that may be published and not yet stored: three batches, and what fits into the ring.
-const AHEAD: u64 = 24_000;
+/// Events that may be published and not yet stored by a monitor: three batches, and what fits into the ring.
+pub(crate) const AHEAD: u64 = 24_000;
+
+/// How often a monitor is asked how far it is. Not more often: the answer costs it a millisecond.
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Tasks that begin at once at most, so that events come in a stream and not in gushes.
 const BEGIN_AT_ONCE: u64 = 64;
@@ -60,13 +63,32 @@ pub(crate) enum Until {
     Tasks(u64),
 }
 
-/// Publishes until the end. `stored` says how many of the stream's events the monitor has stored.
+/// What holds a publisher back.
+#[derive(Clone, Copy)]
+pub(crate) enum Brake<'a> {
+    /// Nothing.
+    None,
+    /// It may be so many events ahead of these, counted from the stream's beginning.
+    Ahead(u64, &'a AtomicU64),
+}
+
+impl Brake<'_> {
+    /// Returns how many events may be published now.
+    fn room(self, published: u64) -> u64 {
+        match self {
+            Self::None => u64::MAX,
+            Self::Ahead(by, of) => by.saturating_sub(published.saturating_sub(of.load(Ordering::Relaxed))),
+        }
+    }
+}
+
+/// Publishes until the end.
 pub(crate) fn publish(
     stream: &mut Stream,
     workers: usize,
     publisher: &mut impl Publisher,
     until: Until,
-    stored: &AtomicU64,
+    brake: Brake<'_>,
 ) -> Result<()> {
     let mut messages = Messages::new(workers);
     let mut flushed = now();
@@ -83,9 +105,8 @@ pub(crate) fn publish(
         if ended {
             break;
         }
-        let ahead = stream.events().saturating_sub(stored.load(Ordering::Relaxed));
-        stream.begin((AHEAD.saturating_sub(ahead) / 4).min(BEGIN_AT_ONCE).min(more), time);
         let before = stream.events();
+        stream.begin((brake.room(before) / 4).min(BEGIN_AT_ONCE).min(more), time);
         let mut result = Ok(());
         stream.take_due(time, |event| {
             messages.push(event, |message| {
@@ -118,6 +139,30 @@ pub(crate) fn publish(
     publisher.flush()
 }
 
+/// Publishes no further ahead than so many events of what has been handled, which is asked for again and again.
+pub(crate) fn publish_beside(
+    stream: &mut Stream,
+    workers: usize,
+    publisher: &mut impl Publisher,
+    until: Until,
+    (ahead, pause): (u64, Duration),
+    handled: impl Fn() -> u64 + Sync,
+) -> Result<()> {
+    let already = stream.events();
+    let (ours, done) = (AtomicU64::new(already), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                ours.fetch_max(already + handled(), Ordering::Relaxed);
+                std::thread::sleep(pause);
+            }
+        });
+        let result = publish(stream, workers, publisher, until, Brake::Ahead(ahead, &ours));
+        done.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
 /// Publishes while the monitor stores, and waits until it has stored everything.
 pub(crate) fn publish_and_store(
     stream: &mut Stream,
@@ -127,21 +172,10 @@ pub(crate) fn publish_and_store(
     monitor: &mut MonitorProcess,
 ) -> Result<()> {
     let (already, base) = (stream.events(), stored(monitor));
-    let (ours, done) = (AtomicU64::new(already), AtomicBool::new(false));
-    let result = std::thread::scope(|scope| {
-        let watched: &MonitorProcess = monitor;
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                ours.store(already + stored(watched).saturating_sub(base), Ordering::Relaxed);
-                // Not more often: the answer costs the monitor a millisecond.
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        let result = publish(stream, workers, publisher, until, &ours);
-        done.store(true, Ordering::Relaxed);
-        result
-    });
-    result?;
+    let watched: &MonitorProcess = monitor;
+    publish_beside(stream, workers, publisher, until, (AHEAD, PAUSE), || {
+        stored(watched).saturating_sub(base)
+    })?;
     let all = base + stream.events() - already;
     monitor.until("everything is stored", Duration::from_mins(15), |monitor| {
         stored(monitor) >= all || lost_on_the_way(monitor) > 0.0

@@ -1,6 +1,6 @@
 //! What was measured, and the table of it.
 
-use kanchi_test_servers::processor_seconds;
+use kanchi_test_servers::{own_processor_seconds, processor_seconds};
 
 /// What one measurement gave.
 #[derive(Clone, Debug)]
@@ -33,13 +33,12 @@ pub(crate) struct Processor {
 impl Processor {
     /// Returns what these processes have used so far; 0 stands for one that does not run yet. The publisher is this process.
     pub(crate) fn so_far(monitor: u32, postgres: u32, broker: u32) -> Self {
-        // This process's own time without that of the servers, which it has started.
-        let publisher = own_seconds();
         Self {
             monitor: processor_seconds(monitor),
             postgres: processor_seconds(postgres),
             broker: processor_seconds(broker),
-            publisher,
+            // Without that of the servers, which it has started.
+            publisher: own_processor_seconds(std::process::id()),
         }
     }
 
@@ -53,14 +52,6 @@ impl Processor {
             publisher: per_event(self.publisher, before.publisher),
         }
     }
-}
-
-/// Processor seconds of this process without its children.
-fn own_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 const HEAD: &str = "\

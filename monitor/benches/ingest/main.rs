@@ -3,11 +3,13 @@
 //! Redis: a stream is published in real time, as fast as the monitor stores it; RabbitMQ: a full queue is emptied. F is the
 //! rate at which `psql \copy` loads the same events as plain rows with one index. Publisher, broker, Postgres and monitor
 //! share the machine; Postgres has its own defaults (fsync, full_page_writes, synchronous_commit on). What is stored is
-//! counted after a restart of Postgres. `docs/performance.md` says how to run it and shows the figures.
+//! counted after a restart of Postgres. Then other programs get the same stream. `docs/performance.md` says how to run it and shows the figures.
 
 mod drive;
 mod figures;
 mod floor;
+mod listener;
+mod peers;
 mod rabbitmq;
 mod redis;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
@@ -79,6 +81,11 @@ fn main() -> Result<()> {
             }
         }
     }
-    say(&medians(&all));
+    if !all.is_empty() {
+        say(&medians(&all));
+    }
+    if wanted("peers") {
+        peers::measure(&runtime, Workload::realistic(1), sizes)?;
+    }
     Ok(())
 }

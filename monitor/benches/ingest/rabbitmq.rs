@@ -1,6 +1,5 @@
 //! RabbitMQ: a full queue is emptied, beside a consumer that only acknowledges while the same rows are copied.
 
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +12,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, Queu
 use lapin::types::{AMQPValue, FieldTable};
 
 use crate::Sizes;
-use crate::drive::{self, Blocking, Until, stored};
+use crate::drive::{self, Blocking, Brake, Until, stored};
 use crate::figures::{Figures, Processor, say};
 use crate::floor;
 use crate::redis::postgres;
@@ -47,13 +46,12 @@ pub(crate) fn measure(
         runtime,
         publisher: &publisher,
     };
-    let nothing = AtomicU64::new(u64::MAX);
     drive::publish(
         &mut stream,
         workload.workers,
         &mut blocking,
         Until::Events(sizes.queued),
-        &nothing,
+        Brake::None,
     )?;
     let events = stream.events();
 
