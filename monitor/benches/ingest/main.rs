@@ -3,7 +3,8 @@
 //! Redis: a stream is published in real time, as fast as the monitor stores it; RabbitMQ: a full queue is emptied. F is the
 //! rate at which `psql \copy` loads the same events as plain rows with one index. Publisher, broker, Postgres and monitor
 //! share the machine; Postgres has its own defaults (fsync, full_page_writes, synchronous_commit on). What is stored is
-//! counted after a restart of Postgres. Then other programs get the same stream. `docs/performance.md` says how to run it and shows the figures.
+//! counted after a restart of Postgres. Then other programs get the same stream, and two monitors share a Postgres.
+//! `docs/performance.md` says how to run it and shows the figures.
 
 mod drive;
 mod figures;
@@ -15,6 +16,7 @@ mod redis;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../../tests/run/rig.rs"]
 mod rig;
+mod two;
 
 use std::time::Duration;
 
@@ -79,6 +81,9 @@ fn main() -> Result<()> {
                 let workload = Workload::realistic(run);
                 all.push(rabbitmq::measure(&runtime, name, queue, workload, sizes)?.shown());
             }
+        }
+        if wanted("two") {
+            all.extend(two::measure(&runtime, Workload::realistic(run), sizes)?.map(Figures::shown));
         }
     }
     if !all.is_empty() {

@@ -18,41 +18,56 @@ use kanchi_test_servers::postgres::Postgres;
 
 pub(crate) const PASSWORD: &str = "canary-password-of-a-monitor";
 
-/// A Postgres with Kanchi's schema and one broker, and the monitor's mounted directory.
+/// A Postgres with Kanchi's schema and one broker, which most tests speak of.
 pub(crate) struct Rig {
     pub(crate) postgres: Postgres,
+    broker: Registered,
+}
+
+/// A broker that is registered in the store, and the directory that its monitor has mounted.
+pub(crate) struct Registered {
     pub(crate) config: MonitorConfig,
     pub(crate) key: BrokerKey,
     directory: tempfile::TempDir,
 }
 
-impl Rig {
-    pub(crate) async fn new(postgres: Postgres, broker_url: &str) -> Result<Self> {
-        let owner = StoreUrl::parse(&postgres.create_installation("kanchi")?)?;
-        let admin = StoreAdmin::connect(&owner).await?;
-        admin.migrate().await?;
+impl std::ops::Deref for Rig {
+    type Target = Registered;
+
+    fn deref(&self) -> &Registered {
+        &self.broker
+    }
+}
+
+impl std::ops::DerefMut for Rig {
+    fn deref_mut(&mut self) -> &mut Registered {
+        &mut self.broker
+    }
+}
+
+impl Registered {
+    /// Registers a broker and makes its role, as the operator does.
+    pub(crate) async fn new(admin: &StoreAdmin, name: &str, broker_url: &str) -> Result<Self> {
         let spec = BrokerSpec {
             namespace_uid: "uid-of-shop".into(),
             namespace: "shop".into(),
-            name: "orders".into(),
+            name: name.into(),
             display_name: None,
             retention: RetentionPolicy::default(),
         };
         let key = admin.ensure_broker(&spec).await?;
         let mode = admin.ensure_role(key, PASSWORD).await?;
         let url = admin.monitor_url(key, mode, PASSWORD)?;
-        let rig = Self {
-            postgres,
-            config: config(key),
+        let broker = Self {
+            config: config(key, name),
             key,
             directory: tempfile::tempdir()?,
         };
-        std::fs::create_dir(rig.config_directory())?;
-        std::fs::write(rig.owner_url(), owner.expose())?;
-        rig.write(file::STORE_URL, url.expose())?;
-        rig.write(file::BROKER_URL, broker_url)?;
-        rig.write_config(|_| {})?;
-        Ok(rig)
+        std::fs::create_dir(broker.config_directory())?;
+        broker.write(file::STORE_URL, url.expose())?;
+        broker.write(file::BROKER_URL, broker_url)?;
+        broker.write_config(|_| {})?;
+        Ok(broker)
     }
 
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
@@ -86,12 +101,27 @@ impl Rig {
     pub(crate) fn spool(&self, name: &str) -> std::path::PathBuf {
         self.directory.path().join(name)
     }
+}
+
+impl Rig {
+    pub(crate) async fn new(postgres: Postgres, broker_url: &str) -> Result<Self> {
+        let owner = StoreUrl::parse(&postgres.create_installation("kanchi")?)?;
+        let admin = StoreAdmin::connect(&owner).await?;
+        admin.migrate().await?;
+        let broker = Registered::new(&admin, "orders", broker_url).await?;
+        std::fs::write(broker.directory.path().join("owner-url"), owner.expose())?;
+        Ok(Self { postgres, broker })
+    }
+
+    /// Returns the store's URL for the owner of the schema, as the operator has it.
+    pub(crate) fn owner(&self) -> Result<StoreUrl> {
+        Ok(StoreUrl::parse(std::fs::read_to_string(self.owner_url())?.trim())?)
+    }
 
     /// Returns a task as users see it now.
     pub(crate) async fn row(&self, id: &str) -> Result<Option<TaskRow>> {
-        let owner = StoreUrl::parse(std::fs::read_to_string(self.owner_url())?.trim())?;
         let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
-        let found = StoreQuery::connect(&owner)
+        let found = StoreQuery::connect(&self.owner()?)
             .await?
             .task(None, id, UnixMicros(now))
             .await?;
@@ -146,11 +176,11 @@ impl Rig {
     }
 }
 
-fn config(key: BrokerKey) -> MonitorConfig {
+fn config(key: BrokerKey, name: &str) -> MonitorConfig {
     MonitorConfig {
         broker: Identity {
             namespace: "shop".into(),
-            name: "orders".into(),
+            name: name.into(),
         },
         broker_key: key.0,
         read_only: false,
