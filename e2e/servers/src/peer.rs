@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -121,7 +120,7 @@ impl Peer {
 
     /// Returns the end of what it logged.
     pub fn log(&self) -> String {
-        tail(&self.folder.path().join(Path::new("log")))
+        tail(&self.folder.path().join("log"))
     }
 
     fn get(&self, path: &str) -> Result<String> {

@@ -132,6 +132,11 @@ impl Redis {
         Ok(text)
     }
 
+    /// Returns the server's log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
     /// Stops the server; it saves its data.
     pub fn stop(&mut self) {
         if let Some(group) = self.group.take() {

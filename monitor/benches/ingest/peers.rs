@@ -91,7 +91,11 @@ fn stream_on_redis(runtime: &Runtime, kind: Kind, workload: Workload, length: Du
 fn burst_on_redis(runtime: &Runtime, kind: Kind, workload: Workload) -> Result<Heard> {
     let redis = Redis::start_new()?;
     let listener = Listener::start(runtime, kind, &redis.url(0))?;
-    burst(&listener, workload, &mut RedisPublisher::connect(redis.port())?)
+    let heard = burst(&listener, workload, &mut RedisPublisher::connect(redis.port())?)?;
+    let log = redis.log();
+    let cut = log.lines().filter(|line| line.contains("output buffer limits")).count();
+    say(&format!("Redis cut {} off {cut} times", kind.name()));
+    Ok(heard)
 }
 
 fn burst_on_rabbitmq(runtime: &Runtime, rabbit: &Rabbitmq, kind: Kind, workload: Workload) -> Result<Heard> {
