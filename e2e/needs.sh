@@ -11,6 +11,7 @@ need() {
     case $name in
       postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null ;;
       linux-perf) command -v perf >/dev/null ;;
+      python3-venv) python3 -c 'import ensurepip' 2>/dev/null ;;
       *) command -v "$name" >/dev/null ;;
     esac || { echo "missing: $name (Debian: apt-get install $name)" >&2; exit 1; }
   done

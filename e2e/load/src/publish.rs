@@ -20,6 +20,8 @@ pub struct RedisPublisher {
     replies: TcpStream,
     owed: usize,
     envelope: Vec<u8>,
+    /// The database in a channel's name; any connection may publish to it.
+    database: u32,
 }
 
 impl RedisPublisher {
@@ -34,7 +36,13 @@ impl RedisPublisher {
             replies,
             owed: 0,
             envelope: Vec::new(),
+            database: 0,
         })
+    }
+
+    /// Publishes as a client of this database from now on.
+    pub fn choose_database(&mut self, database: u32) {
+        self.database = database;
     }
 
     /// Publishes a message.
@@ -54,10 +62,12 @@ impl RedisPublisher {
 
     /// Publishes bytes as they are.
     pub fn publish_raw(&mut self, routing_key: &str, envelope: &[u8]) -> Result<()> {
-        let channel = 12 + routing_key.len();
+        let database = self.database;
+        let digits = database.checked_ilog10().unwrap_or_default() as usize + 1;
         write!(
             self.stream,
-            "*3\r\n$7\r\nPUBLISH\r\n${channel}\r\n/0.celeryev/{routing_key}\r\n${}\r\n",
+            "*3\r\n$7\r\nPUBLISH\r\n${}\r\n/{database}.celeryev/{routing_key}\r\n${}\r\n",
+            11 + digits + routing_key.len(),
             envelope.len()
         )?;
         self.stream.write_all(envelope)?;

@@ -3,14 +3,15 @@
 //! Redis: a stream is published in real time, as fast as the monitor stores it; RabbitMQ: a full queue is emptied. F is the
 //! rate at which `psql \copy` loads the same events as plain rows with one index. Publisher, broker, Postgres and monitor
 //! share the machine; Postgres has its own defaults (fsync, full_page_writes, synchronous_commit on). What is stored is
-//! counted after a restart of Postgres. Then other programs get the same stream, and two monitors share a Postgres.
-//! `docs/performance.md` says how to run it and shows the figures.
+//! counted after a restart of Postgres. Then other programs get the same stream, two monitors share a Postgres, and many
+//! have nothing to do. `docs/performance.md` says how to run it and shows the figures.
 
 mod drive;
 mod figures;
 mod floor;
 mod listener;
 mod peers;
+mod quiet;
 mod rabbitmq;
 mod redis;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
@@ -39,6 +40,8 @@ pub(crate) struct Sizes {
     open_age: Duration,
     /// Events in a RabbitMQ queue.
     queued: u64,
+    /// Monitors of quiet brokers.
+    quiet: u64,
 }
 
 impl Sizes {
@@ -56,6 +59,7 @@ impl Sizes {
             older_tasks: size("KANCHI_BENCH_OLDER_TASKS", 100_000, 10_000_000)?,
             open_age: Duration::from_secs(size("KANCHI_BENCH_OPEN_AGE", 10, 600)?),
             queued: size("KANCHI_BENCH_QUEUED", 500_000, 2_000_000)?,
+            quiet: size("KANCHI_BENCH_QUIET", 20, 200)?,
         })
     }
 }
@@ -91,6 +95,9 @@ fn main() -> Result<()> {
     }
     if wanted("peers") {
         peers::measure(&runtime, Workload::realistic(1), sizes)?;
+    }
+    if wanted("quiet") {
+        quiet::measure(&runtime, sizes)?;
     }
     Ok(())
 }
