@@ -55,7 +55,7 @@ impl Kind {
 pub(crate) enum Listener {
     Monitor {
         process: MonitorProcess,
-        // After the process, which ends first.
+        // Dropped after the process, which ends first.
         _rig: Box<Rig>,
     },
     Peer(Peer),
@@ -71,8 +71,10 @@ impl Listener {
                 rig.as_owner(&["upkeep"])?;
                 let mut process = rig.monitor(&[])?;
                 process.connected()?;
-                let _rig = Box::new(rig);
-                return Ok(Self::Monitor { process, _rig });
+                return Ok(Self::Monitor {
+                    process,
+                    _rig: Box::new(rig),
+                });
             }
         };
         Ok(Self::Peer(Peer::start(program, broker_url)?))

@@ -73,9 +73,9 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
     rig.postgres.start()?;
     let (mut rate, mut lost) = (0.0, 0);
     for (key, published) in keys.into_iter().zip(published) {
-        let (stored, last) = stored(&rig, key)?;
+        let (stored, ended) = stored(&rig, key)?;
         lost += published as i64 - stored;
-        rate += published as f64 / ((last - first) as f64 / 1e6);
+        rate += published as f64 / ((ended - first) as f64 / 1e6);
     }
     let figures = Figures {
         name: match names.len() {
