@@ -166,9 +166,29 @@ struct LedgerState {
     foreign: usize,
     /// Tags up to this one are foreign.
     base: u64,
+    outstanding: Outstanding,
     buffered: usize,
     cap: usize,
     paused: Option<(Waker, Instant)>,
+}
+
+/// What the broker has handed out on the present channel and not heard back of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outstanding {
+    /// The newest tag delivered.
+    pub(crate) newest: u64,
+    /// The broker knows of these.
+    pub(crate) acknowledged: u64,
+    /// How many may be outstanding.
+    pub(crate) prefetch: u64,
+    /// Messages may wait at the broker.
+    pub(crate) is_behind: bool,
+}
+
+impl Outstanding {
+    pub(crate) const fn count(&self) -> u64 {
+        self.newest.saturating_sub(self.acknowledged)
+    }
 }
 
 impl Ledger {
@@ -186,6 +206,11 @@ impl Ledger {
     pub(crate) fn begin(&self, base: u64) {
         let mut state = lock(&self.state);
         state.base = base;
+        state.outstanding = Outstanding {
+            newest: base,
+            acknowledged: base,
+            ..Outstanding::default()
+        };
         state.foreign = state.held;
         state.buffered = 0;
         state.paused = None;
@@ -195,6 +220,23 @@ impl Ledger {
         let mut state = lock(&self.state);
         state.unacked.push_back((tag, bytes));
         state.held += bytes;
+        state.outstanding.newest = tag.0;
+    }
+
+    /// The broker may hand out so many; more may wait there.
+    pub(crate) fn window(&self, prefetch: u16, is_behind: bool) {
+        let mut state = lock(&self.state);
+        state.outstanding.prefetch = u64::from(prefetch);
+        state.outstanding.is_behind = is_behind;
+    }
+
+    /// The broker was told that it may forget all through this tag.
+    pub(crate) fn told(&self, through: u64) {
+        lock(&self.state).outstanding.acknowledged = through;
+    }
+
+    pub(crate) fn outstanding(&self) -> Outstanding {
+        lock(&self.state).outstanding
     }
 
     pub(crate) fn acknowledged(&self, tag: DeliveryTag) {

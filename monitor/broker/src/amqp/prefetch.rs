@@ -4,8 +4,8 @@
 const MOST: u16 = 10_000;
 /// Before anything is known: 64 KiB a message.
 const FIRST_GUESS: f64 = 65_536.0;
-/// Weight of one message in the running mean.
-const WEIGHT: f64 = 1.0 / 64.0;
+/// The running mean is of about so many messages; until so many have come, of all.
+const MEMORY: u32 = 64;
 /// Changing the prefetch costs a cancelled consumer; it is not done for every message.
 const PATIENCE: u32 = 32;
 
@@ -14,6 +14,8 @@ const PATIENCE: u32 = 32;
 pub(super) struct Prefetch {
     budget: usize,
     mean: f64,
+    /// Messages that the mean is of, [`MEMORY`] at most.
+    known: u32,
     since_change: u32,
 }
 
@@ -22,12 +24,14 @@ impl Prefetch {
         Self {
             budget,
             mean: FIRST_GUESS,
+            known: 0,
             since_change: 0,
         }
     }
 
     pub(super) fn seen(&mut self, bytes: usize) {
-        self.mean += (bytes.max(64) as f64 - self.mean) * WEIGHT;
+        self.known = (self.known + 1).min(MEMORY);
+        self.mean += (bytes.max(64) as f64 - self.mean) / f64::from(self.known);
         self.since_change = self.since_change.saturating_add(1);
     }
 

@@ -112,15 +112,14 @@ impl<'a> Session<'a> {
             base: self.base,
         };
         let (stop, mut specs) = (self.task.stop.clone(), self.task.specs.clone());
-        let mut highest = 0;
         let outcome = tokio::select! {
             outcome = self.consume() => outcome,
-            failed = acker.run(&mut highest) => failed,
+            failed = acker.run() => failed,
             () = acker.overloaded() => Ok(Ended::Overloaded),
             interrupted = StreamTask::interrupted(&stop, &mut specs) => Ok(Ended::Interrupted(interrupted)),
         };
         if outcome.is_ok() {
-            acker.acknowledge(&mut highest).await?;
+            acker.acknowledge_all().await?;
         }
         outcome
     }
@@ -242,12 +241,15 @@ impl<'a> Session<'a> {
         self.task.handover.push(batch);
         // Below the prefetch nothing is held back. That nothing is here alone says little: of a backlog the rest may be on its
         // way, and is lost with a broker that ends now.
-        let (_held, _foreign, unacked) = self.state.ledger.held();
-        self.caught_up &= unacked < usize::from(self.prefetch);
+        let (outstanding, prefetch) = (self.state.ledger.outstanding().count(), u64::from(self.prefetch));
+        self.caught_up &= outstanding < prefetch;
         if let Some(backlog) = self.backlog.take_if(|backlog| self.task.last_tag >= backlog.through) {
             self.task.complete(backlog.asked);
-            self.caught_up = backlog.is_small;
+            // Acknowledgements that are on their way make it less than the broker counts.
+            self.caught_up = backlog.is_small && outstanding < prefetch.div_ceil(2);
         }
+        self.state.ledger.window(self.prefetch, !self.caught_up);
+        self.task.handover.ack_arrived.notify_one();
         if emptied && self.caught_up {
             self.task.complete(now());
         }
