@@ -18,7 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// two fifths of a processor.
 const ROOM: u64 = 1_000;
 
-/// So long an acknowledgement is kept back at most.
+/// So long an acknowledgement is kept back at most; one that comes meanwhile waits for the next such time.
 const KEPT_BACK: Duration = Duration::from_millis(200);
 
 /// Sends acknowledgements on, beside everything else that a session does.
@@ -65,8 +65,10 @@ impl Acker {
         // A tag of an earlier channel only frees its bytes; RabbitMQ has put the message back already.
         if through > self.ledger.outstanding().acknowledged {
             let options = BasicAckOptions { multiple: true };
-            self.channel.basic_ack(through - self.base, options).await?;
+            let sending = self.channel.basic_ack(through - self.base, options);
+            // Before it is waited for: who is interrupted meanwhile must not send it again.
             self.ledger.told(through);
+            sending.await?;
         }
         Ok(())
     }

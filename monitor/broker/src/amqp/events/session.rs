@@ -184,7 +184,7 @@ impl<'a> Session<'a> {
                     cancelling = pending().boxed();
                 }
                 _at = upkeep.tick() => self.upkeep().await,
-                _at = catch_up_check.tick(), if looking.is_none() && !self.caught_up && !self.draining => {
+                _at = catch_up_check.tick(), if looking.is_none() && !self.caught_up && !self.draining && !cancelled => {
                     looking = Some(look_for_backlog(channel.clone(), self.queue.clone(), now()).boxed());
                 }
                 // Beside the deliveries: the answer comes behind those that only an acknowledgement makes room for.
@@ -211,6 +211,8 @@ impl<'a> Session<'a> {
                 let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
                 cancelling = cancel.boxed();
                 cancelled = true;
+                // Until the next consumer delivers, the broker does not go by this prefetch.
+                (self.caught_up, self.backlog, looking) = (false, None, None);
             }
         }
     }
@@ -245,8 +247,7 @@ impl<'a> Session<'a> {
         self.caught_up &= outstanding < prefetch;
         if let Some(backlog) = self.backlog.take_if(|backlog| self.task.last_tag >= backlog.through) {
             self.task.complete(backlog.asked);
-            // Acknowledgements that are on their way make it less than the broker counts.
-            self.caught_up = backlog.is_small && outstanding < prefetch.div_ceil(2);
+            self.caught_up = backlog.is_small && self.has_room();
         }
         self.state.ledger.window(self.prefetch, !self.caught_up);
         self.task.handover.ack_arrived.notify_one();
@@ -284,6 +285,12 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// Tells whether the broker surely may send more: acknowledgements that are on their way make what is outstanding less than it
+    /// counts.
+    fn has_room(&self) -> bool {
+        self.state.ledger.outstanding().count() < u64::from(self.prefetch).div_ceil(2)
+    }
+
     fn wanted_prefetch(&mut self) -> Option<u16> {
         let (held, foreign, unacked) = self.state.ledger.held();
         self.state.prefetch.change(self.prefetch, held, unacked, foreign)
@@ -296,7 +303,7 @@ impl<'a> Session<'a> {
             return;
         }
         if queue.ready == 0 {
-            (self.caught_up, self.backlog) = (true, None);
+            (self.caught_up, self.backlog) = (self.has_room(), None);
             self.task.complete(asked);
             return;
         }
