@@ -1,6 +1,6 @@
 //! What else listens to Celery's events, beside the monitor: how much of one stream each handles, and what that takes.
 //!
-//! Each gets a broker of its own and the same events. What it has handled is what it says itself; of all of them only the
+//! Each gets a Redis of its own, RabbitMQ in turn, and the same events. What it has handled is what it says itself; of all of them only the
 //! monitor has made anything durable by then.
 
 use std::time::Duration;
