@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use kanchi_store::BrokerKey;
 use kanchi_test_load::{RedisPublisher, Stream, Workload, now};
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 use kanchi_test_servers::redis::Redis;
@@ -73,10 +74,7 @@ pub(crate) fn measure(
     let processor = so_far(&rig, monitor.pid()).since(used, events);
     let peak = monitor.peak_memory();
     monitor.terminate()?;
-    let end: i64 = rig
-        .sql("select (extract(epoch from max(committed_at)) * 1000000)::bigint from kanchi.batch")?
-        .trim()
-        .parse()?;
+    let end = last_commit(&rig, rig.key)?;
     let checkpoints = self::checkpoints(&rig.postgres)? - checkpoints;
 
     let mut rig = rig;
@@ -93,6 +91,15 @@ pub(crate) fn measure(
         peak,
         checkpoints,
     })
+}
+
+/// Returns when the newest batch of a broker was committed, in microseconds since 1970.
+pub(crate) fn last_commit(rig: &Rig, key: BrokerKey) -> Result<i64> {
+    let key = key.0;
+    let sql = format!(
+        "select (extract(epoch from max(committed_at)) * 1000000)::bigint from kanchi.batch where broker_id = {key}"
+    );
+    Ok(rig.sql(&sql)?.trim().parse()?)
 }
 
 /// A server with its own defaults.

@@ -12,7 +12,7 @@ use crate::Sizes;
 use crate::drive::{Until, publish_and_store};
 use crate::figures::{Figures, Processor};
 use crate::floor;
-use crate::redis::postgres;
+use crate::redis::{last_commit, postgres};
 use crate::rig::{MonitorProcess, Registered, Rig};
 
 /// Tells the seeds of two streams that are published at once.
@@ -73,9 +73,8 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
     rig.postgres.start()?;
     let (mut rate, mut lost) = (0.0, 0);
     for (key, published) in keys.into_iter().zip(published) {
-        let (stored, ended) = stored(&rig, key)?;
-        lost += published as i64 - stored;
-        rate += published as f64 / ((ended - first) as f64 / 1e6);
+        lost += published as i64 - stored(&rig, key)?;
+        rate += published as f64 / ((last_commit(&rig, key)? - first) as f64 / 1e6);
     }
     let figures = Figures {
         name: match names.len() {
@@ -135,16 +134,9 @@ fn used(rig: &Rig, monitors: &[MonitorProcess], redises: &[Redis]) -> Processor 
     all
 }
 
-/// Returns how many events of a broker are stored, and when the last were.
-fn stored(rig: &Rig, key: BrokerKey) -> Result<(i64, i64)> {
-    let number = |sql: &str| -> Result<i64> { Ok(rig.sql(sql)?.trim().parse()?) };
+/// Returns how many events of a broker are stored.
+fn stored(rig: &Rig, key: BrokerKey) -> Result<i64> {
     let key = key.0;
-    Ok((
-        number(&format!(
-            "select coalesce(sum(event_count), 0) from kanchi.event_chunk where broker_id = {key}"
-        ))?,
-        number(&format!(
-            "select (extract(epoch from max(committed_at)) * 1000000)::bigint from kanchi.batch where broker_id = {key}"
-        ))?,
-    ))
+    let sql = format!("select coalesce(sum(event_count), 0) from kanchi.event_chunk where broker_id = {key}");
+    Ok(rig.sql(&sql)?.trim().parse()?)
 }

@@ -14,8 +14,7 @@ use crate::handover::{Handover, Ledger, Outstanding};
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// While messages wait at the broker, acknowledgements make room for so many at a time. An acknowledged batch would make it
-/// send thousands at once; its channel's process copies all that are on their way whenever it collects garbage, which took
-/// two fifths of a processor.
+/// send thousands at once, all of which its channel's process holds, and copies whenever it collects garbage.
 const ROOM: u64 = 1_000;
 
 /// So long an acknowledgement is kept back at most; one that comes meanwhile waits for the next such time.
