@@ -413,8 +413,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select max(committed_at) from kanchi.batch where broker_id = kanchi.current_broker()
 $$;
 
--- The newest 2^18 digests: a broker has at most the prefetch (2^16) delivered and not acknowledged, and acknowledges
--- are sent right after each commit, so anything that can be delivered again is among them, whatever its age.
+-- The newest 2^18 digests: a broker has at most the prefetch (2^16) delivered and not acknowledged, and acknowledgements
+-- follow each commit within 200 ms, so anything that can be delivered again is among them, whatever its age.
 create function kanchi.recent_digests() returns setof bytea
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select digests from (

@@ -5,6 +5,7 @@
 //! the redelivered flag.
 
 mod acker;
+mod completeness;
 mod session;
 
 use std::sync::Arc;

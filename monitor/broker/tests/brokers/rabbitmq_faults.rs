@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kanchi_broker::{BrokerConnectSpec, ConnectReason, ConnectionState, EventStreamOptions, GapCause};
 use kanchi_contract::EventQueueType;
+use kanchi_test_servers::link::{Flow, Link};
 use kanchi_test_servers::rabbitmq::Rabbitmq;
 
 use crate::support::{Publisher, Watched, eventually, now, spec};
@@ -105,6 +106,45 @@ async fn a_gap_begins_before_a_backlog_that_went_with_the_broker() {
     watched.reconnected().await;
     let told: Vec<_> = watched.gaps.iter().map(|gap| (gap.cause, gap.from)).collect();
     assert_eq!(told, [(GapCause::BrokerRestart, left)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_begins_before_a_backlog_that_formed_when_all_before_had_come() {
+    let mut server = Rabbitmq::start_new().unwrap();
+    let link = Link::open(server.port()).await.unwrap();
+    let url = server
+        .url()
+        .replace(&format!(":{}/", server.port()), &format!(":{}/", link.port()));
+    let mut watched = Watched::connected(&spec(&url)).await;
+    let publisher = Publisher::connect(&server.url()).await;
+    publisher.events(0..1).await;
+    watched.deliveries(1).await;
+    watched.ack_all();
+    let came = now();
+    watched
+        .until("all of it here", |watched| watched.complete_until >= Some(came))
+        .await;
+    let before = now();
+    link.set(Flow::Slow(20_000));
+    publisher.events(1..3_000).await;
+    watched.deliveries(50).await;
+    server.kill();
+    link.set(Flow::Cut);
+    watched
+        .until("disconnected", |watched| watched.is(ConnectionState::Disconnected))
+        .await;
+    assert!(watched.deliveries.len() < 3_000, "nothing was left to lose");
+    server.start().unwrap();
+    link.set(Flow::Open);
+    watched.reconnected().await;
+    let [gap] = watched.gaps.as_slice() else {
+        panic!("{}", watched.seen())
+    };
+    assert_eq!(gap.cause, GapCause::BrokerRestart);
+    assert!(
+        came <= gap.from && gap.from <= before,
+        "{gap:?}; published from {before:?} on"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,8 @@ pub(crate) struct Watched {
     pub(crate) deliveries: Vec<Delivery>,
     pub(crate) gaps: Vec<Gap>,
     pub(crate) reports: Vec<ConnectionReport>,
+    /// Until when everything is here, as told last.
+    pub(crate) complete_until: Option<UnixMicros>,
 }
 
 impl Watched {
@@ -63,6 +65,7 @@ impl Watched {
             deliveries: Vec::new(),
             gaps: Vec::new(),
             reports: Vec::new(),
+            complete_until: None,
         }
     }
 
@@ -152,7 +155,7 @@ impl Watched {
             StreamItem::Delivery(delivery) => self.deliveries.push(delivery),
             StreamItem::Gap(gap) => self.gaps.push(gap),
             StreamItem::Connection(report) => self.reports.push(report),
-            StreamItem::Complete(_) => {}
+            StreamItem::Complete(until) => self.complete_until = Some(until),
         }
     }
 

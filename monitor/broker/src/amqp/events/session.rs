@@ -1,7 +1,7 @@
 //! One channel of RabbitMQ, consuming one queue.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, pending};
@@ -13,6 +13,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
 
 use super::acker::Acker;
+use super::completeness::{Completeness, Look, Position};
 use super::{Consumption, Ended};
 use crate::amqp::connection::AmqpConnection;
 use crate::amqp::topology::{self, QueuePlan};
@@ -21,17 +22,17 @@ use crate::report::{ConnectReason, ConnectionState, GapCause};
 use crate::stream::{Delivery, DeliveryTag, Framing, StreamItem, StreamTask};
 use crate::time::now;
 
-/// How often overflow is looked for.
-const UPKEEP: Duration = Duration::from_secs(15);
-/// How often the broker is asked whether messages wait, until none does.
-const CATCH_UP_CHECK: Duration = Duration::from_secs(1);
+/// How often the broker is asked what waits and whether something was dropped, as long as messages come.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// How often it is asked when none comes.
+pub(super) const QUIET_LOOK: Duration = Duration::from_secs(15);
 /// How often a queue that is being drained is looked at.
 const DRAIN_CHECK: Duration = Duration::from_millis(500);
 /// Looks in a row that must find nothing left: a process that ends cancels its consumer a moment before its messages come
 /// back, and no look shows those.
 const DRAINED: u32 = 4;
-/// How often companions are renewed, in upkeeps.
-const RENEWAL: u32 = 20;
+/// How often companions are renewed.
+const RENEWAL: Duration = Duration::from_mins(5);
 /// Deliveries handed over together.
 const BATCH: usize = 256;
 
@@ -53,19 +54,7 @@ pub(super) struct Session<'a> {
     /// Tag of the stream = `base` + tag of the channel, which counts from 1.
     base: u64,
     prefetch: u16,
-    upkeeps: u32,
-    /// Little or nothing waited in the queue, and nothing was held back since: what is published comes at once.
-    caught_up: bool,
-    backlog: Option<Backlog>,
-}
-
-/// What waited in the queue when the broker was asked.
-#[derive(Clone, Copy, Debug)]
-struct Backlog {
-    asked: UnixMicros,
-    /// Once this tag is here, so is all that waited.
-    through: u64,
-    is_small: bool,
+    completeness: Completeness,
 }
 
 impl<'a> Session<'a> {
@@ -96,9 +85,7 @@ impl<'a> Session<'a> {
             channel,
             base,
             prefetch,
-            upkeeps: 0,
-            caught_up: false,
-            backlog: None,
+            completeness: Completeness::default(),
         })
     }
 
@@ -125,8 +112,10 @@ impl<'a> Session<'a> {
     }
 
     async fn consume(&mut self) -> Result<Ended, lapin::Error> {
-        // The first look comes at once: what was dropped while nobody was there must be known before the first delivery.
-        self.upkeep().await;
+        // What was dropped while nobody was there must be known before the first delivery.
+        if look_for_overflow(self.connection, self.plan, self.task.options.connect_timeout).await == Some(true) {
+            self.tell_overflow();
+        }
         loop {
             let subscribing =
                 tokio::time::timeout(self.task.options.connect_timeout.saturating_mul(3), self.subscribe());
@@ -158,17 +147,19 @@ impl<'a> Session<'a> {
 
     /// Hands deliveries over; `None` when the consumer was cancelled for the sake of another prefetch.
     async fn deliver(&mut self, consumer: &mut Consumer) -> Result<Option<Ended>, lapin::Error> {
-        let mut upkeep = tokio::time::interval_at(tokio::time::Instant::now() + UPKEEP, UPKEEP);
+        let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + RENEWAL, RENEWAL);
         let mut drain_check = tokio::time::interval(DRAIN_CHECK);
-        let mut catch_up_check = tokio::time::interval(CATCH_UP_CHECK);
+        let mut look = tokio::time::interval(LOOK);
         let mut drained = 0;
-        (self.caught_up, self.backlog) = (false, None);
+        self.completeness = Completeness::default();
         let channel = self.channel.clone();
         let mut cancelling: BoxFuture<'_, Result<(), lapin::Error>> = pending().boxed();
-        let mut looking: Option<BoxFuture<'_, Option<(UnixMicros, topology::Held)>>> = None;
+        let mut looking: Option<BoxFuture<'_, Option<Look>>> = None;
         let mut cancelled = false;
         loop {
             tokio::select! {
+                // Deliveries first: an answer says that those before it were sent.
+                biased;
                 delivery = consumer.next() => match delivery {
                     Some(Ok(delivery)) => match self.hand_over(delivery, consumer)? {
                         Consumed::More => {}
@@ -183,17 +174,21 @@ impl<'a> Session<'a> {
                     done?;
                     cancelling = pending().boxed();
                 }
-                _at = upkeep.tick() => self.upkeep().await,
-                _at = catch_up_check.tick(), if looking.is_none() && !self.caught_up && !self.draining && !cancelled => {
-                    looking = Some(look_for_backlog(channel.clone(), self.queue.clone(), now()).boxed());
-                }
                 // Beside the deliveries: the answer comes behind those that only an acknowledgement makes room for.
                 found = async { looking.as_mut()?.await }, if looking.is_some() => {
                     looking = None;
-                    if let Some((asked, queue)) = found {
-                        self.found_backlog(asked, queue);
+                    if let Some(found) = found {
+                        self.found(found);
                     }
                 }
+                _at = look.tick(), if looking.is_none() && !cancelled => {
+                    let (last_tag, now) = (self.task.last_tag, Instant::now());
+                    if self.completeness.wants_look(last_tag, now) {
+                        let claim = self.completeness.begin_look(last_tag, now);
+                        looking = Some(self.look(claim).boxed());
+                    }
+                }
+                _at = renewal.tick(), if self.plan.is_classic() => self.renew().await,
                 _at = drain_check.tick(), if self.draining => {
                     let (_held, _foreign, unacked) = self.state.ledger.held();
                     // Another consumer is a process before this one, whose connection the broker has not given up yet; what
@@ -212,7 +207,7 @@ impl<'a> Session<'a> {
                 cancelling = cancel.boxed();
                 cancelled = true;
                 // Until the next consumer delivers, the broker does not go by this prefetch.
-                (self.caught_up, self.backlog, looking) = (false, None, None);
+                (self.completeness, looking) = (Completeness::default(), None);
             }
         }
     }
@@ -221,7 +216,6 @@ impl<'a> Session<'a> {
     fn hand_over(&mut self, first: AmqpDelivery, consumer: &mut Consumer) -> Result<Consumed, lapin::Error> {
         let mut batch = vec![self.convert(first)];
         let mut outcome = Ok(Consumed::More);
-        let mut emptied = false;
         while batch.len() < BATCH {
             match consumer.next().now_or_never() {
                 Some(Some(Ok(delivery))) => batch.push(self.convert(delivery)),
@@ -235,25 +229,15 @@ impl<'a> Session<'a> {
                 }
                 None => {
                     self.state.ledger.drained();
-                    emptied = self.state.ledger.paused_for().is_zero();
                     break;
                 }
             }
         }
         self.task.handover.push(batch);
-        // Below the prefetch nothing is held back. That nothing is here alone says little: of a backlog the rest may be on its
-        // way, and is lost with a broker that ends now.
-        let (outstanding, prefetch) = (self.state.ledger.outstanding().count(), u64::from(self.prefetch));
-        self.caught_up &= outstanding < prefetch;
-        if let Some(backlog) = self.backlog.take_if(|backlog| self.task.last_tag >= backlog.through) {
-            self.task.complete(backlog.asked);
-            self.caught_up = backlog.is_small && self.has_room();
-        }
-        self.state.ledger.window(self.prefetch, !self.caught_up);
+        self.completeness.delivered(self.position());
+        let is_behind = !self.completeness.is_caught_up();
+        self.state.ledger.window(self.prefetch, is_behind);
         self.task.handover.ack_arrived.notify_one();
-        if emptied && self.caught_up {
-            self.task.complete(now());
-        }
         outcome
     }
 
@@ -285,10 +269,12 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Tells whether the broker surely may send more: acknowledgements that are on their way make what is outstanding less than it
-    /// counts.
-    fn has_room(&self) -> bool {
-        self.state.ledger.outstanding().count() < u64::from(self.prefetch).div_ceil(2)
+    fn position(&self) -> Position {
+        Position {
+            last_tag: self.task.last_tag,
+            outstanding: self.state.ledger.outstanding().count(),
+            prefetch: self.prefetch,
+        }
     }
 
     fn wanted_prefetch(&mut self) -> Option<u16> {
@@ -296,69 +282,75 @@ impl<'a> Session<'a> {
         self.state.prefetch.change(self.prefetch, held, unacked, foreign)
     }
 
-    /// So much waited in the queue when the broker was asked.
-    fn found_backlog(&mut self, asked: UnixMicros, queue: topology::Held) {
-        // What another consumer holds comes back when the broker gives it up.
-        if queue.consumers > 1 {
-            return;
+    /// Asks the broker for the state of the queue.
+    fn look(&self, claim: Option<UnixMicros>) -> impl Future<Output = Option<Look>> + Send + use<'a> {
+        let (connection, plan, timeout) = (self.connection, self.plan, self.task.options.connect_timeout);
+        let (channel, queue) = (self.channel.clone(), self.queue.clone());
+        async move {
+            let asked = now();
+            let overflowed = look_for_overflow(connection, plan, timeout).await?;
+            let queue = topology::look(&channel, &queue).await.ok()?;
+            Some(Look {
+                asked,
+                claim,
+                overflowed,
+                queue,
+            })
         }
-        if queue.ready == 0 {
-            (self.caught_up, self.backlog) = (self.has_room(), None);
-            self.task.complete(asked);
-            return;
-        }
-        // Under load something always waits. What is on its way already comes before it: at most the prefetch.
-        self.backlog.get_or_insert_with(|| Backlog {
-            asked,
-            through: self.task.last_tag + u64::from(self.prefetch) + u64::from(queue.ready),
-            is_small: queue.ready < u32::from(self.prefetch),
-        });
     }
 
-    /// Looks for an overflow and keeps the companions alive. What fails here is tried again at the next upkeep.
-    async fn upkeep(&mut self) {
-        self.upkeeps += 1;
-        let looked = tokio::time::timeout(self.task.options.connect_timeout, self.overflowed()).await;
-        match looked.unwrap_or_else(|_elapsed| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())) {
-            Ok(true) => {
-                let from = self.task.complete_until.unwrap_or_else(now);
-                self.task.gap(from, GapCause::QueueOverflow, None);
-            }
-            Ok(false) => {}
-            Err(error) => {
-                tracing::debug!("failed to look for an overflow: {error}");
-                self.caught_up = false;
-            }
+    fn found(&mut self, look: Look) {
+        if look.overflowed {
+            self.tell_overflow();
         }
-        let (_held, _foreign, unacked) = self.state.ledger.held();
-        if self.caught_up && unacked == 0 && self.state.ledger.paused_for().is_zero() {
-            self.task.complete(now());
-        }
-        if self.upkeeps.is_multiple_of(RENEWAL)
-            && self.plan.is_classic()
-            && let Err(error) = topology::renew(self.connection, self.plan).await
+        // Of a queue that is being drained all is here when it is empty; the present one holds what came since.
+        if !self.draining
+            && let Some(until) = self.completeness.found(look, self.position())
         {
+            self.task.complete(until);
+        }
+    }
+
+    fn tell_overflow(&self) {
+        let from = self.task.complete_until.unwrap_or_else(now);
+        self.task.gap(from, GapCause::QueueOverflow, None);
+    }
+
+    /// Keeps the companion alive that does not survive a restart. What fails here is tried again at the next renewal.
+    async fn renew(&self) {
+        let renewing = tokio::time::timeout(
+            self.task.options.connect_timeout,
+            topology::renew(self.connection, self.plan),
+        );
+        if let Err(error) = renewing.await.unwrap_or_else(|_elapsed| Err(timed_out())) {
             tracing::debug!("failed to renew a companion queue: {error}");
         }
     }
+}
 
-    async fn overflowed(&mut self) -> Result<bool, lapin::Error> {
-        let channel = self.connection.channel().await?;
-        topology::renew_dropped(&channel, self.plan).await?;
-        let dropped = topology::name(&topology::dropped(&self.plan.name));
+/// Looks whether something was dropped since the last time, and keeps the queue alive that tells it; `None` where that cannot
+/// be told now.
+async fn look_for_overflow(connection: &AmqpConnection, plan: &QueuePlan, timeout: Duration) -> Option<bool> {
+    let looking = async {
+        let channel = connection.channel().await?;
+        topology::renew_dropped(&channel, plan).await?;
+        let dropped = topology::name(&topology::dropped(&plan.name));
         let found = channel
             .basic_get(dropped, BasicGetOptions { no_ack: true })
             .await?
             .is_some();
         channel.close(200, "OK".into()).await?;
-        Ok(found)
-    }
+        Ok::<_, lapin::Error>(found)
+    };
+    let looked = tokio::time::timeout(timeout, looking).await;
+    looked
+        .unwrap_or_else(|_elapsed| Err(timed_out()))
+        .inspect_err(|error| tracing::debug!("failed to look for an overflow: {error}"))
+        .ok()
 }
 
-/// Asks what waits in a queue; `None` where that cannot be told now.
-async fn look_for_backlog(channel: Channel, queue: String, asked: UnixMicros) -> Option<(UnixMicros, topology::Held)> {
-    let found = topology::look(&channel, &queue).await.ok()?;
-    Some((asked, found))
+fn timed_out() -> lapin::Error {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
 #[expect(
