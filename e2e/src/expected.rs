@@ -155,8 +155,15 @@ impl Truth {
         truth
     }
 
+    /// Returns what the last attempt wrote last. One that is retried at once may be overtaken, and write after it.
     fn last(&self, id: &str) -> Option<&Entry> {
-        self.journal.get(id)?.last()
+        self.journal.get(id)?.iter().max_by_key(|entry| entry.attempt)
+    }
+
+    /// Says whether an attempt that was overtaken has stored its RETRY over the result.
+    fn lost_its_result(&self, id: &str) -> bool {
+        self.results.get(id).is_some_and(|stored| stored.status == "RETRY")
+            && self.last(id).is_some_and(|entry| entry.step == "returned")
     }
 }
 
@@ -276,6 +283,9 @@ impl Expected {
         found.same("journal", step, last.map(|entry| entry.step.as_str()));
         if let Some(entry) = last {
             found.same("attempt of the journal", entry.attempt, row.retries);
+        }
+        if truth.lost_its_result(&task.id) {
+            return;
         }
         let stored = truth.results.get(&task.id);
         let wanted = Some(self.backend.as_str()).filter(|state| *state != "nothing");
