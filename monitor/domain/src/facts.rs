@@ -18,8 +18,6 @@ pub(crate) use step::Step;
 
 /// Bytes of one text that are kept, whatever the payload policy says.
 const TEXT_BYTES: usize = 256 << 10;
-/// Texts that `task-sent` mostly has: the most of all steps.
-const TEXTS_OF_A_CALL: usize = 6;
 /// Stands for a time, clock or process id that is not known: lower than any.
 pub(crate) const UNKNOWN: i64 = i64::MIN;
 
@@ -90,14 +88,35 @@ pub(crate) struct Key {
 pub(crate) struct Fact {
     pub(crate) key: Key,
     pub(crate) retries: Option<u32>,
-    pub(crate) eta: Option<i64>,
-    pub(crate) expires: Option<i64>,
+    /// Few events have one.
+    pub(crate) bounds: Option<Box<Bounds>>,
     pub(crate) flags: Flags,
     /// Bits of the `f64`.
     pub(crate) runtime: Option<u64>,
 }
 
+/// The times between which a task may begin; one of them at least is told.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Bounds {
+    pub(crate) eta: Option<i64>,
+    pub(crate) expires: Option<i64>,
+}
+
+impl Bounds {
+    pub(crate) fn new(eta: Option<i64>, expires: Option<i64>) -> Option<Box<Self>> {
+        (eta.is_some() || expires.is_some()).then(|| Box::new(Self { eta, expires }))
+    }
+}
+
 impl Fact {
+    pub(crate) fn eta(&self) -> Option<i64> {
+        self.bounds.as_ref()?.eta
+    }
+
+    pub(crate) fn expires(&self) -> Option<i64> {
+        self.bounds.as_ref()?.expires
+    }
+
     pub(crate) fn time(&self) -> Option<UnixMicros> {
         (self.key.at != UNKNOWN).then_some(UnixMicros(self.key.at))
     }
@@ -183,7 +202,7 @@ impl Texts {
             .filter(|parent| event.task_id.as_ref() != Some(parent));
         let mut texts = Self {
             key: key.clone(),
-            fields: Vec::with_capacity(TEXTS_OF_A_CALL),
+            fields: Vec::with_capacity(Self::count(event)),
             percent: None,
             cut: event.cut,
         };
@@ -201,6 +220,25 @@ impl Texts {
         texts.add(Field::Traceback, event.traceback.clone(), Some(PayloadField::Traceback));
         texts.add(Field::Signum, event.signum.clone(), None);
         texts
+    }
+
+    /// Returns how many texts an event has, or one more.
+    fn count(event: &Event) -> usize {
+        let texts = [
+            &event.name,
+            &event.args,
+            &event.kwargs,
+            &event.queue,
+            &event.exchange,
+            &event.routing_key,
+            &event.result,
+            &event.exception,
+            &event.exception_class,
+            &event.traceback,
+            &event.signum,
+        ];
+        let ids = [&event.root_id, &event.parent_id];
+        texts.into_iter().flatten().count() + ids.into_iter().flatten().count()
     }
 
     fn of_progress(event: &Event, key: &Key) -> Option<Self> {
@@ -325,8 +363,7 @@ impl TaskFacts {
             changed |= self.keep_fact(Fact {
                 key,
                 retries: event.retries,
-                eta: event.eta.map(|time| time.0),
-                expires: event.expires.map(|time| time.0),
+                bounds: Bounds::new(event.eta.map(|time| time.0), event.expires.map(|time| time.0)),
                 flags: Flags::of(event),
                 runtime: event.runtime.map(f64::to_bits),
             });
@@ -410,7 +447,7 @@ impl TaskFacts {
             steps(Step::Sent).filter(|fact| retries.is_none() || fact.retries.is_none() || fact.retries == retries);
         let first = sent.clone().next();
         let call = sent.rfind(|fact| fact.key.at <= at).or(first).or(received)?;
-        let eta = received.or(Some(call)).and_then(|fact| fact.eta);
+        let eta = received.or(Some(call)).and_then(Fact::eta);
         let since = eta.map_or(call.key.at, |eta| eta.max(call.key.at));
         Some(u64::try_from(at.saturating_sub(since)).unwrap_or(0))
     }
@@ -451,6 +488,10 @@ impl TaskFacts {
             }
             Err(at) => at,
         };
+        if self.facts.is_empty() {
+            // Vectors begin with room for four.
+            self.facts.reserve_exact(2);
+        }
         self.facts.insert(at, fact);
         let (low, high) = step.kept();
         if self.facts.len() <= low + high || self.count(step) <= low + high {
@@ -478,7 +519,12 @@ impl TaskFacts {
                 };
                 *known = texts;
             }
-            Err(at) => self.texts.insert(at, texts),
+            Err(at) => {
+                if self.texts.is_empty() {
+                    self.texts.reserve_exact(1);
+                }
+                self.texts.insert(at, texts);
+            }
         }
         true
     }

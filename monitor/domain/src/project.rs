@@ -237,8 +237,8 @@ impl TaskRow {
                 .and_then(|delivery| delivery.decided)
                 .and_then(|(_, fact)| fact.time());
         }
-        self.eta = told(received, sent, |fact| fact.eta);
-        self.expires = told(received, sent, |fact| fact.expires);
+        self.eta = told(received, sent, Fact::eta);
+        self.expires = told(received, sent, Fact::expires);
         let times = || {
             facts
                 .facts()

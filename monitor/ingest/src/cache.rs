@@ -64,7 +64,9 @@ impl<V: Weigh> Cache<V> {
             return;
         }
         if self.young_bytes + bytes > self.budget / 2 {
-            self.old = mem::take(&mut self.young);
+            // Swapped: the tables keep their size and need not grow again.
+            mem::swap(&mut self.old, &mut self.young);
+            self.young.clear();
             self.old_bytes = mem::take(&mut self.young_bytes);
         }
         self.young_bytes += bytes;

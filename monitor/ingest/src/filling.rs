@@ -27,7 +27,7 @@ impl Default for BatchLimits {
             max_events: 8_192,
             max_messages: 8_192,
             // Three are in memory at most. Smaller ones cost more: at every border tasks take the way through the live table.
-            max_bytes: 6 * 1024 * 1024,
+            max_bytes: 5 * 1024 * 1024,
             // The promise is 250 ms to the commit; the commit itself takes some of it.
             linger: Duration::from_millis(100),
         }

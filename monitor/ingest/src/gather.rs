@@ -20,8 +20,8 @@ const MAX_CHUNK_EVENTS: u16 = 1_000;
 /// Bytes of one chunk, roughly.
 const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 
-/// Bytes that the events of a task mostly take in a batch.
-const USUAL_CHUNK_BYTES: usize = 512;
+/// Bytes that an event mostly takes. Chunks grow by so much: doubled they would be half empty.
+const USUAL_EVENT_BYTES: usize = 320;
 
 /// Bytes that a task's facts take besides their texts, for each event.
 const FACT_BYTES: usize = 192;
@@ -423,9 +423,12 @@ fn dead_letter(reject: Reject, arrived: UnixMicros) -> DeadLetter {
 
 impl Group {
     fn push(&mut self, event: &Event) {
+        if self.text.capacity() - self.text.len() < USUAL_EVENT_BYTES {
+            // By more for those of which there are many.
+            self.text.reserve_exact(USUAL_EVENT_BYTES.max(self.text.len() / 4));
+        }
         if self.count == 0 {
             self.first_at = event.timestamp;
-            self.text.reserve(USUAL_CHUNK_BYTES);
             self.text.push('[');
         } else {
             self.first_at = self.first_at.min(event.timestamp);

@@ -62,7 +62,7 @@ impl Default for MonitorLimits {
             standby_bytes: 32 * 1024 * 1024,
             // Nine tenths of the volume: the kubelet evicts a pod whose emptyDir passes its limit.
             spool_bytes: kanchi_contract::SPOOL_BYTES / 10 * 9,
-            cache_bytes: 8 * 1024 * 1024,
+            cache_bytes: 5 * 1024 * 1024,
             batch: BatchLimits::default(),
             decode: Limits::DEFAULT,
             // Kubernetes kills after 30 s.

@@ -147,12 +147,7 @@ impl Reducer {
         self.scratch.clear();
         facts.encode_into(&mut self.scratch);
         known.facts = Arc::from(self.scratch.as_slice());
-        let task = LiveTask {
-            task_id: Arc::clone(id),
-            facts: Arc::clone(&known.facts),
-            row,
-            maybe_stored: known.maybe_stored,
-        };
+        let task = LiveTask::new(Arc::clone(id), Arc::clone(&known.facts), row, known.maybe_stored);
         known.maybe_stored = true;
         (known, Some(task))
     }

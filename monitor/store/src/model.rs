@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kanchi_domain::{Failure, TaskRow, UnixMicros};
+use kanchi_domain::{Failure, TaskRow, TaskState, UnixMicros};
 use uuid::Uuid;
 
 use crate::statistics::StatisticDelta;
@@ -93,12 +93,56 @@ pub struct LiveTask {
     pub task_id: Arc<str>,
     /// `TaskFacts::encode()`: everything known of the task, this batch included.
     pub facts: Arc<[u8]>,
-    /// The projection of exactly these facts.
-    pub row: TaskRow,
+    /// Its state.
+    pub state: TaskState,
+    /// Its name.
+    pub name: Option<Arc<str>>,
+    /// Its queue.
+    pub queue: Option<Arc<str>>,
+    /// The worker that has or had it.
+    pub worker: Option<Arc<str>>,
+    /// When it may settle, before any linger: zero when it is final, its deadline when it has one.
+    pub due_at: Option<UnixMicros>,
+    /// The latest of its events.
+    pub last_event_at: Option<UnixMicros>,
+    /// The whole row, of a task that may go to history with this batch.
+    pub ended: Option<Box<TaskRow>>,
     /// Whether a row of the task may be in the live table already. `false` takes the fast way (a plain COPY); it is
     /// a promise that the caller asked [`StoreWriter::load_facts`](crate::StoreWriter::load_facts) in this epoch and
     /// has not written the task since, nor in a batch that is still on its way. A broken promise costs a second attempt, never a wrong row.
     pub maybe_stored: bool,
+}
+
+impl LiveTask {
+    /// Takes of a task's row, the projection of exactly these facts, what is stored.
+    pub fn new(task_id: Arc<str>, facts: Arc<[u8]>, row: TaskRow, maybe_stored: bool) -> Self {
+        Self {
+            task_id,
+            facts,
+            state: row.state.clone(),
+            name: row.name.clone(),
+            queue: row.queue.clone(),
+            worker: row.worker.clone(),
+            due_at: due_at(&row),
+            last_event_at: row.last_event_at,
+            ended: (!maybe_stored && row.is_final() && has_a_beginning(&row)).then(|| Box::new(row)),
+            maybe_stored,
+        }
+    }
+}
+
+/// Never a worker's clock: one that is ahead by years would keep the row live for so long.
+fn due_at(row: &TaskRow) -> Option<UnixMicros> {
+    if row.is_final() {
+        Some(UnixMicros(0))
+    } else {
+        row.deadline()
+    }
+}
+
+/// Whether the beginning of the task's life was seen; a late event of an archived task has none.
+pub(crate) const fn has_a_beginning(row: &TaskRow) -> bool {
+    row.run == 0 && (row.sent_at.is_some() || row.received_at.is_some())
 }
 
 /// A worker as it was last heard of. Older rows never overwrite newer ones (`last_event_at` decides).

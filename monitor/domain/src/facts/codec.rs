@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Fact, FactsError, Field, Flags, Key, Step, TaskFacts, Texts};
+use super::{Bounds, Fact, FactsError, Field, Flags, Key, Step, TaskFacts, Texts};
 use crate::event::PayloadFields;
 
 const VERSION: u8 = 1;
@@ -72,15 +72,15 @@ impl<'f> Writer<'f, '_> {
         let bit = |part: bool, bit: u8| if part { bit } else { 0 };
         self.out.push(
             bit(fact.retries.is_some(), RETRIES)
-                | bit(fact.eta.is_some(), ETA)
-                | bit(fact.expires.is_some(), EXPIRES)
+                | bit(fact.eta().is_some(), ETA)
+                | bit(fact.expires().is_some(), EXPIRES)
                 | bit(fact.flags != Flags::default(), FLAGS)
                 | bit(fact.runtime.is_some(), RUNTIME),
         );
         if let Some(retries) = fact.retries {
             self.unsigned(retries.into());
         }
-        for time in [fact.eta, fact.expires].into_iter().flatten() {
+        for time in [fact.eta(), fact.expires()].into_iter().flatten() {
             self.signed(time.wrapping_sub(self.at));
         }
         if fact.flags != Flags::default() {
@@ -173,8 +173,7 @@ impl Reader<'_> {
         Ok(Fact {
             key,
             retries,
-            eta,
-            expires,
+            bounds: Bounds::new(eta, expires),
             flags,
             runtime,
         })

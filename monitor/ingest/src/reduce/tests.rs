@@ -83,7 +83,7 @@ impl Stored {
                 task.task_id
             );
             self.states
-                .insert(task.task_id.to_string(), task.row.state.as_str().to_owned());
+                .insert(task.task_id.to_string(), task.state.as_str().to_owned());
         }
         self.events += chunks.iter().map(|chunk| u64::from(chunk.count)).sum::<u64>();
         for delta in &changes.statistics {

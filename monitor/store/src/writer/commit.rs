@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use kanchi_domain::TaskRow;
 use sqlx::{Executor, PgConnection, Row};
 
 use crate::connection::within;
@@ -17,6 +18,9 @@ pub(super) const OPERATION: &str = "commit a batch";
 
 /// A task whose whole life lies within this long before the newest event of its batch is newly born.
 const NEWLY_BORN_MICROS: i64 = 3_600_000_000;
+
+/// Tasks that one statement merges.
+const MERGED_AT_ONCE: usize = 1_000;
 
 /// Stores the batch; `begun`: [`begin`] has been called for it on this connection. On an error the transaction is left open;
 /// the caller rolls back or drops the connection.
@@ -191,16 +195,15 @@ async fn split_ended<'a>(
     connection: &mut PgConnection,
     new: &[&'a LiveTask],
 ) -> Result<(Vec<&'a LiveTask>, Vec<&'a LiveTask>)> {
-    let newest = new.iter().filter_map(|task| task.row.last_event_at).max();
-    let newly_born = |task: &LiveTask| {
-        let first = task.row.first_event_at.zip(newest);
-        history::has_a_beginning(&task.row)
-            && first.is_some_and(|(first, newest)| first.0 >= newest.0 - NEWLY_BORN_MICROS)
+    let newest = new.iter().filter_map(|task| task.last_event_at).max();
+    let newly_born = |row: &TaskRow| {
+        let first = row.first_event_at.zip(newest);
+        first.is_some_and(|(first, newest)| first.0 >= newest.0 - NEWLY_BORN_MICROS)
     };
     let (mut ended, mut live): (Vec<&LiveTask>, Vec<&LiveTask>) = new
         .iter()
         .copied()
-        .partition(|task| task.row.is_final() && newly_born(task));
+        .partition(|task| task.ended.as_deref().is_some_and(newly_born));
     if !ended.is_empty() {
         let ids: Vec<&str> = ended.iter().map(|task| &*task.task_id).collect();
         let known = history::archived(connection, &ids, OPERATION).await?;
@@ -216,7 +219,9 @@ async fn split_ended<'a>(
 async fn copy_ended(connection: &mut PgConnection, tasks: &[&LiveTask], retention: RetentionPolicy) -> Result<()> {
     let mut copying = Copying::new(connection, history::target(OPERATION));
     for task in tasks {
-        history::push(copying.row().await?, &task.task_id, &task.facts, &task.row, retention);
+        if let Some(row) = &task.ended {
+            history::push(copying.row().await?, &task.task_id, &task.facts, row, retention);
+        }
     }
     copying.finish().await
 }
@@ -224,39 +229,40 @@ async fn copy_ended(connection: &mut PgConnection, tasks: &[&LiveTask], retentio
 async fn copy_live(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
     let mut copying = Copying::new(connection, LIVE);
     for task in tasks {
-        let row = &task.row;
         copying
             .row()
             .await?
             .text(&task.task_id)
             .bytes(&task.facts)
-            .text(row.state.as_str())
-            .maybe_text(row.name.as_deref())
-            .maybe_text(row.queue.as_deref())
-            .maybe_text(row.worker.as_deref())
-            .maybe_time(history::due_at(row));
+            .text(task.state.as_str())
+            .maybe_text(task.name.as_deref())
+            .maybe_text(task.queue.as_deref())
+            .maybe_text(task.worker.as_deref())
+            .maybe_time(task.due_at);
     }
     copying.finish().await
 }
 
-/// Writes tasks that may have a live row: arrays, because a staging table costs more and must be emptied.
+/// Writes tasks that may have a live row: arrays, because a staging table costs more and must be emptied. A statement's
+/// parameters are in memory twice.
 pub(super) async fn merge(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
-    if tasks.is_empty() {
-        return Ok(());
+    for some in tasks.chunks(MERGED_AT_ONCE) {
+        merge_some(connection, some).await?;
     }
+    Ok(())
+}
+
+async fn merge_some(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
     let column =
         |get: fn(&LiveTask) -> Option<&str>| -> Vec<Option<&str>> { tasks.iter().map(|task| get(task)).collect() };
-    let due: Vec<Option<i64>> = tasks
-        .iter()
-        .map(|task| history::due_at(&task.row).map(clamped))
-        .collect();
+    let due: Vec<Option<i64>> = tasks.iter().map(|task| task.due_at.map(clamped)).collect();
     sqlx::query("select kanchi.merge_tasks($1, $2, $3, $4, $5, $6, $7)")
         .bind(tasks.iter().map(|task| &*task.task_id).collect::<Vec<_>>())
         .bind(tasks.iter().map(|task| &*task.facts).collect::<Vec<_>>())
-        .bind(column(|task| Some(task.row.state.as_str())))
-        .bind(column(|task| task.row.name.as_deref()))
-        .bind(column(|task| task.row.queue.as_deref()))
-        .bind(column(|task| task.row.worker.as_deref()))
+        .bind(column(|task| Some(task.state.as_str())))
+        .bind(column(|task| task.name.as_deref()))
+        .bind(column(|task| task.queue.as_deref()))
+        .bind(column(|task| task.worker.as_deref()))
         .bind(due)
         .execute(connection)
         .await

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use kanchi_domain::{OutcomeClass, TaskRow, UnixMicros};
+use kanchi_domain::{OutcomeClass, TaskRow};
 use sqlx::{PgConnection, Row};
 
 use crate::error::{During, Result};
@@ -61,21 +61,6 @@ pub(super) fn push(row_of: &mut Rows, task_id: &str, facts: &[u8], row: &TaskRow
 /// Returns what lists and search see of a payload.
 fn payload(text: Option<&Arc<str>>) -> Option<&str> {
     text.map(|text| head(text, PAYLOAD_HEAD))
-}
-
-/// When a live row may settle, before any linger: zero when it is final, its deadline when it has one. Never a worker's
-/// clock: one that is ahead by years would keep the row live for so long.
-pub(super) fn due_at(row: &TaskRow) -> Option<UnixMicros> {
-    if row.is_final() {
-        Some(UnixMicros(0))
-    } else {
-        row.deadline()
-    }
-}
-
-/// Whether the beginning of the task's life was seen; a late event of an archived task has none.
-pub(super) fn has_a_beginning(row: &TaskRow) -> bool {
-    row.run == 0 && (row.sent_at.is_some() || row.received_at.is_some())
 }
 
 /// Returns those of these ids that recent history (two days) knows.

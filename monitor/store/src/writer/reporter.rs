@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::connection::{Link, within};
 use crate::error::{During, Result};
-use crate::model::{GapRow, Heartbeat, LiveTask, QueueRow, WorkerRow};
+use crate::model::{self, GapRow, Heartbeat, LiveTask, QueueRow, WorkerRow};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
 use crate::writer::copy::{Copying, clamped};
@@ -353,12 +353,7 @@ async fn settle(
             history::push(copying.row().await?, &task.task_id, &facts, &row, retention);
         } else {
             // The facts of both say that it is running again, or this clock is behind the server's.
-            back.push(LiveTask {
-                task_id: task.task_id.into(),
-                facts: facts.into(),
-                row,
-                maybe_stored: true,
-            });
+            back.push(LiveTask::new(task.task_id.into(), facts.into(), row, true));
         }
     }
     copying.finish().await?;
@@ -426,7 +421,7 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
 /// Ids by how far back history is searched for them: recent history for tasks whose beginning was seen, all of it for
 /// the others.
 fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
-    let begun = |task: &&Leaving| history::has_a_beginning(&task.facts.project());
+    let begun = |task: &&Leaving| model::has_a_beginning(&task.facts.project());
     let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = tasks.iter().partition(begun);
     let ids = |tasks: &[&Leaving]| tasks.iter().map(|task| task.task_id.clone()).collect::<Vec<String>>();
     [

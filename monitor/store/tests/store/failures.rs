@@ -7,7 +7,7 @@ use kanchi_store::{
     ErrorKind, FailureDelta, FailureGroup, FailureOrder, FailurePage, PageRequest, StoreQuery, TaskOrder, Words,
 };
 
-use crate::world::{self, Monitor, World, batch, failed_tasks, live, now, received, started};
+use crate::world::{self, Monitor, World, batch, failed_tasks, live, now, received, row_of, started};
 
 /// A second of yesterday, whatever moment it is.
 fn at(second: i64) -> UnixMicros {
@@ -233,8 +233,8 @@ async fn a_group_leads_to_its_tasks() {
             false,
         ),
     ];
-    let group = Failure::of(&tasks[0].row).unwrap();
-    assert_eq!(Some(&group), Failure::of(&tasks[1].row).as_ref());
+    let group = Failure::of(&row_of(&tasks[0])).unwrap();
+    assert_eq!(Some(&group), Failure::of(&row_of(&tasks[1])).as_ref());
     let mut one = batch(m.epoch, tasks);
     one.changes.failures = vec![FailureDelta {
         group: group.clone(),

@@ -24,7 +24,10 @@ async fn fill(m: &mut Monitor) {
         ],
     );
     for task in &mut whole.changes.tasks {
-        task.row.name = Some(CANARY.into());
+        task.name = Some(CANARY.into());
+        if let Some(row) = &mut task.ended {
+            row.name = Some(CANARY.into());
+        }
     }
     whole.head.digests = vec![7];
     whole.head.chunks = vec![chunk(LIVE, &[received(LIVE, 0)])];

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use kanchi_domain::{BodyEncoding, Decoded, Failure, Fingerprint, Limits, RawMessage, TaskFacts, UnixMicros, decode};
+use kanchi_domain::{
+    BodyEncoding, Decoded, Failure, Fingerprint, Limits, RawMessage, TaskFacts, TaskRow, UnixMicros, decode,
+};
 use kanchi_store::statistics::{Dimension, Durations, Histogram, Measures, Transition, bucket_of};
 use kanchi_store::{
     Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, FailureDelta, LastFailure, LiveTask, RetentionPolicy, Settled,
@@ -156,12 +158,12 @@ pub(crate) fn live(task_id: &str, events: &[kanchi_domain::Event], maybe_stored:
     for event in events {
         facts.absorb(event);
     }
-    LiveTask {
-        task_id: task_id.into(),
-        facts: facts.encode().into(),
-        row: facts.project(),
-        maybe_stored,
-    }
+    LiveTask::new(task_id.into(), facts.encode().into(), facts.project(), maybe_stored)
+}
+
+/// The row that a task's facts say.
+pub(crate) fn row_of(task: &LiveTask) -> TaskRow {
+    TaskFacts::decode(&task.facts).unwrap().project()
 }
 
 pub(crate) fn chunk(task_id: &str, events: &[kanchi_domain::Event]) -> EventChunk {

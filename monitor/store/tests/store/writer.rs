@@ -7,7 +7,9 @@ use kanchi_store::{
 };
 use uuid::Uuid;
 
-use crate::world::{self, NOON, World, batch, chunk, live, now, received, settle, started, succeeded, succeeded_tasks};
+use crate::world::{
+    self, NOON, World, batch, chunk, live, now, received, row_of, settle, started, succeeded, succeeded_tasks,
+};
 
 const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
 const OTHER: &str = "6b2c9f5e-0000-4000-8000-000000000002";
@@ -64,7 +66,7 @@ async fn a_task_goes_from_live_to_history_with_its_events() {
     assert_eq!((settled.moved, settled.merged, settled.more), (1, 0, false));
     let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
     assert_eq!((task.live, task.settled_rows), (false, 1));
-    assert_eq!(task.row, second.changes.tasks[0].row);
+    assert_eq!(task.row, row_of(&second.changes.tasks[0]));
     assert_eq!(reader.events(m.key.0, ID).await.unwrap().len(), 2);
     assert_eq!(
         reader.count_by_state(m.key.0).await.unwrap(),
@@ -132,7 +134,7 @@ async fn late_events_and_reruns_of_an_archived_task_end_in_one_row() {
     let mut all = whole.to_vec();
     all.extend(again);
     all.push(sent);
-    assert_eq!(task.row, live(ID, &all, false).row);
+    assert_eq!(task.row, row_of(&live(ID, &all, false)));
 }
 
 #[tokio::test]
@@ -280,6 +282,29 @@ async fn a_batch_that_postgres_refuses_leaves_nothing_and_the_next_one_goes_on()
     bad.changes.tasks.pop();
     m.writer.commit(&bad).await.unwrap();
     assert_eq!(world.sql("select task_id from kanchi.task_live"), ID);
+}
+
+#[tokio::test]
+async fn tasks_of_more_than_one_statement_are_merged_in_one_transaction() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let tasks = |is_started: bool| {
+        let task = |number: usize| {
+            let id = format!("task-{number}");
+            let events = [received(&id, 0), started(&id, 1)];
+            live(&id, &events[..1 + usize::from(is_started)], true)
+        };
+        (0..2_500).map(task).collect::<Vec<_>>()
+    };
+    let counts = || world.sql("select state, count(*) from kanchi.task_live group by 1");
+    m.writer.commit(&batch(m.epoch, tasks(false))).await.unwrap();
+    assert_eq!(counts(), "RECEIVED|2500");
+    let mut bad = batch(m.epoch, tasks(true));
+    bad.changes.tasks.last_mut().unwrap().task_id = "nul\0".into();
+    assert_eq!(m.writer.commit(&bad).await.unwrap_err().kind(), ErrorKind::Data);
+    assert_eq!(counts(), "RECEIVED|2500", "all of it or nothing");
+    m.writer.commit(&batch(m.epoch, tasks(true))).await.unwrap();
+    assert_eq!(counts(), "STARTED|2500");
 }
 
 #[tokio::test]
