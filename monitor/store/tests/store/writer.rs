@@ -292,7 +292,7 @@ async fn tasks_of_more_than_one_statement_are_merged_in_one_transaction() {
         let task = |number: usize| {
             let id = format!("task-{number}");
             let events = [received(&id, 0), started(&id, 1)];
-            live(&id, &events[..1 + usize::from(is_started)], true)
+            live(&id, &events[..=usize::from(is_started)], true)
         };
         (0..2_500).map(task).collect::<Vec<_>>()
     };
