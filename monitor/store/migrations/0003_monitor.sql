@@ -328,7 +328,7 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
         case when r.due_at = 0 then now() else kanchi.micros(r.due_at) end
     from unnest(p_task_id, p_facts, p_state, p_name, p_queue, p_worker, p_due_at)
         as r (task_id, facts, state, name, queue, worker, due_at)
-    order by r.task_id
+    order by r.task_id collate "C"
     on conflict (broker_id, task_id) do update set
         facts = excluded.facts, state = excluded.state, name = excluded.name, queue = excluded.queue,
         worker = excluded.worker, due_at = coalesce(excluded.due_at, case when l.due_at = 'infinity' then l.due_at end)

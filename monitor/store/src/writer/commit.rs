@@ -244,8 +244,10 @@ async fn copy_live(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result
 }
 
 /// Writes tasks that may have a live row: arrays, because a staging table costs more and must be emptied. A statement's
-/// parameters are in memory twice.
+/// parameters are in memory twice, so there are several; in the order in which each of them locks its rows.
 pub(super) async fn merge(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
+    let mut tasks = tasks.to_vec();
+    tasks.sort_unstable_by(|left, right| left.task_id.cmp(&right.task_id));
     for some in tasks.chunks(MERGED_AT_ONCE) {
         merge_some(connection, some).await?;
     }

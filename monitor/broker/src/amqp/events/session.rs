@@ -8,12 +8,13 @@ use futures::future::{BoxFuture, pending};
 use futures::{FutureExt, StreamExt};
 use kanchi_domain::UnixMicros;
 use lapin::message::Delivery as AmqpDelivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
+use tokio::time::MissedTickBehavior;
 
 use super::acker::Acker;
-use super::completeness::{Completeness, Look, Position};
+use super::completeness::{Completeness, LOOK, Look, Position};
 use super::{Consumption, Ended};
 use crate::amqp::connection::AmqpConnection;
 use crate::amqp::topology::{self, QueuePlan};
@@ -22,10 +23,6 @@ use crate::report::{ConnectReason, ConnectionState, GapCause};
 use crate::stream::{Delivery, DeliveryTag, Framing, StreamItem, StreamTask};
 use crate::time::now;
 
-/// How often the broker is asked what waits and whether something was dropped, as long as messages come.
-pub(super) const LOOK: Duration = Duration::from_secs(1);
-/// How often it is asked when none comes.
-pub(super) const QUIET_LOOK: Duration = Duration::from_secs(15);
 /// How often a queue that is being drained is looked at.
 const DRAIN_CHECK: Duration = Duration::from_millis(500);
 /// Looks in a row that must find nothing left: a process that ends cancels its consumer a moment before its messages come
@@ -41,6 +38,9 @@ enum Consumed {
     More,
     End,
 }
+
+/// A look that is under way, or what is left to be done about the last one.
+type Looking<'a> = BoxFuture<'a, Option<(Look, Option<Dropped>)>>;
 
 /// One channel, consuming one queue.
 pub(super) struct Session<'a> {
@@ -113,8 +113,10 @@ impl<'a> Session<'a> {
 
     async fn consume(&mut self) -> Result<Ended, lapin::Error> {
         // What was dropped while nobody was there must be known before the first delivery.
-        if look_for_overflow(self.connection, self.plan, self.task.options.connect_timeout).await == Some(true) {
+        let timeout = self.task.options.connect_timeout;
+        if let Ok(Some(dropped)) = look_for_dropped(self.connection, self.plan, timeout).await {
             self.tell_overflow();
+            dropped.was_told(timeout).await;
         }
         loop {
             let subscribing =
@@ -150,11 +152,13 @@ impl<'a> Session<'a> {
         let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + RENEWAL, RENEWAL);
         let mut drain_check = tokio::time::interval(DRAIN_CHECK);
         let mut look = tokio::time::interval(LOOK);
+        // One that took long is not made up for: the next one confirms it, and must come later.
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut drained = 0;
         self.completeness = Completeness::default();
         let channel = self.channel.clone();
         let mut cancelling: BoxFuture<'_, Result<(), lapin::Error>> = pending().boxed();
-        let mut looking: Option<BoxFuture<'_, Option<Look>>> = None;
+        let mut looking: Option<Looking<'a>> = None;
         let mut cancelled = false;
         loop {
             tokio::select! {
@@ -176,25 +180,22 @@ impl<'a> Session<'a> {
                 }
                 // Beside the deliveries: the answer comes behind those that only an acknowledgement makes room for.
                 found = async { looking.as_mut()?.await }, if looking.is_some() => {
-                    looking = None;
-                    if let Some(found) = found {
-                        self.found(found);
-                    }
+                    looking = found.and_then(|(look, dropped)| self.found(look, dropped));
                 }
                 _at = look.tick(), if looking.is_none() && !cancelled => {
                     let (last_tag, now) = (self.task.last_tag, Instant::now());
                     if self.completeness.wants_look(last_tag, now) {
                         let claim = self.completeness.begin_look(last_tag, now);
-                        looking = Some(self.look(claim).boxed());
+                        looking = Some(self.look(claim));
                     }
                 }
                 _at = renewal.tick(), if self.plan.is_classic() => self.renew().await,
                 _at = drain_check.tick(), if self.draining => {
                     let (_held, _foreign, unacked) = self.state.ledger.held();
                     // Another consumer is a process before this one, whose connection the broker has not given up yet; what
-                    // it holds comes back then.
+                    // it holds comes back then. No consumer at all is what is said of a quorum queue whose leader is busy.
                     let queue = topology::look(&self.channel, &self.queue).await?;
-                    let done = unacked == 0 && queue.ready == 0 && queue.consumers <= 1;
+                    let done = unacked == 0 && queue.ready == 0 && queue.consumers == 1;
                     drained = if done { drained + 1 } else { 0 };
                     if drained >= DRAINED {
                         return Ok(Some(Ended::Drained));
@@ -283,24 +284,28 @@ impl<'a> Session<'a> {
     }
 
     /// Asks the broker for the state of the queue.
-    fn look(&self, claim: Option<UnixMicros>) -> impl Future<Output = Option<Look>> + Send + use<'a> {
+    fn look(&self, claim: Option<UnixMicros>) -> Looking<'a> {
         let (connection, plan, timeout) = (self.connection, self.plan, self.task.options.connect_timeout);
         let (channel, queue) = (self.channel.clone(), self.queue.clone());
-        async move {
+        let looking = async move {
             let asked = now();
-            let overflowed = look_for_overflow(connection, plan, timeout).await?;
-            let queue = topology::look(&channel, &queue).await.ok()?;
-            Some(Look {
+            let dropped = look_for_dropped(connection, plan, timeout).await;
+            // The answer comes behind deliveries, which may have to wait for the store.
+            let queue = within(timeout.saturating_mul(3), topology::look(&channel, &queue)).await;
+            let look = Look {
                 asked,
                 claim,
-                overflowed,
-                queue,
-            })
-        }
+                overflowed: dropped.as_ref().ok().map(Option::is_some),
+                queue: queue.ok(),
+            };
+            Some((look, dropped.ok().flatten()))
+        };
+        looking.boxed()
     }
 
-    fn found(&mut self, look: Look) {
-        if look.overflowed {
+    /// Takes a look's answer; returns what is left to be done about it.
+    fn found(&mut self, look: Look, dropped: Option<Dropped>) -> Option<Looking<'a>> {
+        if dropped.is_some() {
             self.tell_overflow();
         }
         // Of a queue that is being drained all is here when it is empty; the present one holds what came since.
@@ -309,6 +314,12 @@ impl<'a> Session<'a> {
         {
             self.task.complete(until);
         }
+        let (dropped, timeout) = (dropped?, self.task.options.connect_timeout);
+        let telling = async move {
+            dropped.was_told(timeout).await;
+            None
+        };
+        Some(telling.boxed())
     }
 
     fn tell_overflow(&self) {
@@ -318,39 +329,61 @@ impl<'a> Session<'a> {
 
     /// Keeps the companion alive that does not survive a restart. What fails here is tried again at the next renewal.
     async fn renew(&self) {
-        let renewing = tokio::time::timeout(
-            self.task.options.connect_timeout,
-            topology::renew(self.connection, self.plan),
-        );
-        if let Err(error) = renewing.await.unwrap_or_else(|_elapsed| Err(timed_out())) {
+        let renewing = topology::renew(self.connection, self.plan);
+        if let Err(error) = within(self.task.options.connect_timeout, renewing).await {
             tracing::debug!("failed to renew a companion queue: {error}");
         }
     }
 }
 
-/// Looks whether something was dropped since the last time, and keeps the queue alive that tells it; `None` where that cannot
-/// be told now.
-async fn look_for_overflow(connection: &AmqpConnection, plan: &QueuePlan, timeout: Duration) -> Option<bool> {
+/// The sign that something was dropped, taken and not acknowledged: when this process ends before it has told of it, the next
+/// one finds it.
+struct Dropped {
+    channel: Channel,
+    tag: u64,
+}
+
+impl Dropped {
+    /// It was told of. Should this fail, it is told of twice.
+    async fn was_told(self, timeout: Duration) {
+        let forgetting = async {
+            self.channel.basic_ack(self.tag, BasicAckOptions::default()).await?;
+            self.channel.close(200, "OK".into()).await
+        };
+        if let Err(error) = within(timeout, forgetting).await {
+            tracing::debug!("failed to forget an overflow that was told of: {error}");
+        }
+    }
+}
+
+/// Looks whether something was dropped since the last time, and keeps the queue alive that tells it.
+async fn look_for_dropped(
+    connection: &AmqpConnection,
+    plan: &QueuePlan,
+    timeout: Duration,
+) -> Result<Option<Dropped>, lapin::Error> {
     let looking = async {
         let channel = connection.channel().await?;
         topology::renew_dropped(&channel, plan).await?;
         let dropped = topology::name(&topology::dropped(&plan.name));
-        let found = channel
-            .basic_get(dropped, BasicGetOptions { no_ack: true })
-            .await?
-            .is_some();
+        let found = channel.basic_get(dropped, BasicGetOptions { no_ack: false }).await?;
+        if let Some(message) = found {
+            let tag = message.delivery.delivery_tag;
+            return Ok(Some(Dropped { channel, tag }));
+        }
         channel.close(200, "OK".into()).await?;
-        Ok::<_, lapin::Error>(found)
+        Ok(None)
     };
-    let looked = tokio::time::timeout(timeout, looking).await;
-    looked
-        .unwrap_or_else(|_elapsed| Err(timed_out()))
-        .inspect_err(|error| tracing::debug!("failed to look for an overflow: {error}"))
-        .ok()
+    let looked = within(timeout, looking).await;
+    looked.inspect_err(|error| tracing::debug!("failed to look for an overflow: {error}"))
 }
 
-fn timed_out() -> lapin::Error {
-    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+async fn within<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<T, lapin::Error>> + Send,
+) -> Result<T, lapin::Error> {
+    let answer = tokio::time::timeout(timeout, call).await;
+    answer.unwrap_or_else(|_elapsed| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
 }
 
 #[expect(
