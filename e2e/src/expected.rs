@@ -163,7 +163,9 @@ impl Truth {
     /// Says whether an attempt that was overtaken has stored its RETRY over the result.
     fn lost_its_result(&self, id: &str) -> bool {
         self.results.get(id).is_some_and(|stored| stored.status == "RETRY")
-            && self.last(id).is_some_and(|entry| entry.step == "returned")
+            && self
+                .last(id)
+                .is_some_and(|entry| entry.attempt > 0 && entry.step == "returned")
     }
 }
 
