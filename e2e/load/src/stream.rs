@@ -56,6 +56,11 @@ impl Stream {
         }
     }
 
+    /// Returns how its tasks live.
+    pub const fn workload(&self) -> Workload {
+        self.workload
+    }
+
     /// Begins more tasks, now.
     pub fn begin(&mut self, tasks: u64, now: i64) {
         for number in self.begun..self.begun + tasks {

@@ -57,6 +57,8 @@ impl Publisher for Blocking<'_> {
 pub(crate) enum Until {
     /// At this time; what is not due by then is not published.
     Time(i64),
+    /// At this time, and not before so many events were published.
+    TimeAndEvents(i64, u64),
     /// When so many events were published.
     Events(u64),
     /// When so many tasks have begun and all their events were published.
@@ -85,17 +87,17 @@ impl Brake<'_> {
 /// Publishes until the end.
 pub(crate) fn publish(
     stream: &mut Stream,
-    workers: usize,
     publisher: &mut impl Publisher,
     until: Until,
     brake: Brake<'_>,
 ) -> Result<()> {
-    let mut messages = Messages::new(workers);
+    let mut messages = Messages::new(stream.workload().workers);
     let mut flushed = now();
     loop {
         let time = now();
         let (more, ended) = match until {
             Until::Time(end) => (u64::MAX, time >= end),
+            Until::TimeAndEvents(end, events) => (u64::MAX, time >= end && stream.events() >= events),
             Until::Events(events) => (u64::MAX, stream.events() >= events),
             Until::Tasks(tasks) => {
                 let left = tasks.saturating_sub(stream.tasks());
@@ -142,7 +144,6 @@ pub(crate) fn publish(
 /// Publishes no further ahead than so many events of what has been handled, which is asked for again and again.
 pub(crate) fn publish_beside(
     stream: &mut Stream,
-    workers: usize,
     publisher: &mut impl Publisher,
     until: Until,
     (ahead, pause): (u64, Duration),
@@ -157,7 +158,7 @@ pub(crate) fn publish_beside(
                 std::thread::sleep(pause);
             }
         });
-        let result = publish(stream, workers, publisher, until, Brake::Ahead(ahead, &ours));
+        let result = publish(stream, publisher, until, Brake::Ahead(ahead, &ours));
         done.store(true, Ordering::Relaxed);
         result
     })
@@ -166,14 +167,13 @@ pub(crate) fn publish_beside(
 /// Publishes while the monitor stores, and waits until it has stored everything.
 pub(crate) fn publish_and_store(
     stream: &mut Stream,
-    workers: usize,
     publisher: &mut impl Publisher,
     until: Until,
     monitor: &mut MonitorProcess,
 ) -> Result<()> {
     let (already, base) = (stream.events(), stored(monitor));
     let watched: &MonitorProcess = monitor;
-    publish_beside(stream, workers, publisher, until, (AHEAD, PAUSE), || {
+    publish_beside(stream, publisher, until, (AHEAD, PAUSE), || {
         stored(watched).saturating_sub(base)
     })?;
     let all = base + stream.events() - already;

@@ -32,8 +32,10 @@ use crate::figures::{Figures, medians, say};
 pub(crate) struct Sizes {
     /// How often everything is measured; medians are shown.
     runs: u64,
-    /// How long a Redis stream is published.
+    /// How long a Redis stream is published at least.
     stream: Duration,
+    /// Events that a Redis stream has at least.
+    events: u64,
     /// Tasks that are stored before the measurement begins.
     older_tasks: u64,
     /// How old the tasks are at least that stay open over the measurement's beginning.
@@ -55,7 +57,8 @@ impl Sizes {
         };
         Ok(Self {
             runs: size("KANCHI_BENCH_RUNS", 1, 5)?,
-            stream: Duration::from_secs(size("KANCHI_BENCH_SECONDS", 20, 90)?),
+            stream: Duration::from_secs(size("KANCHI_BENCH_SECONDS", 20, 60)?),
+            events: size("KANCHI_BENCH_EVENTS", 0, 10_000_000)?,
             older_tasks: size("KANCHI_BENCH_OLDER_TASKS", 100_000, 10_000_000)?,
             open_age: Duration::from_secs(size("KANCHI_BENCH_OPEN_AGE", 10, 600)?),
             queued: size("KANCHI_BENCH_QUEUED", 500_000, 2_000_000)?,
@@ -74,12 +77,12 @@ fn main() -> Result<()> {
         .build()?;
     say(&format!("{sizes:?}"));
     let mut all: Vec<Figures> = Vec::new();
+    let mut streams = vec!["short", "realistic"];
+    streams.retain(|name| wanted("redis") || wanted(&format!("redis-{name}")));
+    if !streams.is_empty() {
+        all.extend(redis::measure(&runtime, &streams, sizes)?);
+    }
     for run in 1..=sizes.runs {
-        for (name, workload) in [("short", Workload::short(run)), ("realistic", Workload::realistic(run))] {
-            if wanted("redis") || wanted(&format!("redis-{name}")) {
-                all.push(redis::measure(&runtime, name, workload, sizes)?.shown());
-            }
-        }
         for (name, queue) in [("classic", EventQueueType::Classic), ("quorum", EventQueueType::Quorum)] {
             if wanted("rabbitmq") || wanted(&format!("rabbitmq-{name}")) {
                 let workload = Workload::realistic(run);

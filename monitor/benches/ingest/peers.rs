@@ -82,7 +82,7 @@ fn stream_on_redis(runtime: &Runtime, kind: Kind, workload: Workload, length: Du
     let base = listening(&listener, workload, &mut publisher)?;
     hear(&listener, base, workload, |stream| {
         let until = Until::Time(now() + length.as_micros() as i64);
-        publish_beside(stream, workload.workers, &mut publisher, until, kind.brake(), || {
+        publish_beside(stream, &mut publisher, until, kind.brake(), || {
             listener.handled().unwrap_or_default().saturating_sub(base)
         })
     })
@@ -111,7 +111,7 @@ fn burst_on_rabbitmq(runtime: &Runtime, rabbit: &Rabbitmq, kind: Kind, workload:
 fn burst(listener: &Listener, workload: Workload, publisher: &mut impl Publisher) -> Result<Heard> {
     let base = listening(listener, workload, publisher)?;
     hear(listener, base, workload, |stream| {
-        publish(stream, workload.workers, publisher, Until::Events(BURST), Brake::None)
+        publish(stream, publisher, Until::Events(BURST), Brake::None)
     })
 }
 
@@ -122,7 +122,7 @@ fn listening(listener: &Listener, workload: Workload, publisher: &mut impl Publi
     while listener.handled()? == 0 {
         anyhow::ensure!(now() < patience, "it hears nothing:\n{}", listener.log());
         let one = Until::Tasks(probe.tasks() + 1);
-        publish(&mut probe, workload.workers, publisher, one, Brake::None)?;
+        publish(&mut probe, publisher, one, Brake::None)?;
         std::thread::sleep(Duration::from_millis(200));
     }
     Ok(settled(listener, u64::MAX, Duration::from_secs(1))?.0)

@@ -12,85 +12,111 @@ use crate::Sizes;
 use crate::drive::{Until, publish_and_store};
 use crate::figures::{Figures, Processor, say};
 use crate::floor;
-use crate::rig::Rig;
+use crate::rig::{MonitorProcess, Rig};
 
 /// Tasks a second that are opened beforehand, to end within the stream; more than a stream can end.
-const OLDER_A_SECOND: u64 = 1_000;
+const OLDER_A_SECOND: u64 = 500;
 
 /// Tells the seeds of what is stored beforehand from those of what is measured.
 const BEFORE: u64 = 1 << 32;
 
-pub(crate) fn measure(
-    runtime: &tokio::runtime::Runtime,
-    name: &str,
-    workload: Workload,
-    sizes: Sizes,
-) -> Result<Figures> {
+/// Measures the streams of these names, in turn and each so often, all beside the same older tasks.
+pub(crate) fn measure(runtime: &tokio::runtime::Runtime, names: &[&'static str], sizes: Sizes) -> Result<Vec<Figures>> {
     let redis = Redis::start_new()?;
     let rig = runtime.block_on(Rig::new(postgres()?, &redis.url(0)))?;
     rig.as_owner(&["upkeep"])?;
-    let mut publisher = RedisPublisher::connect(redis.port())?;
-    let mut monitor = rig.monitor(&[])?;
-    monitor.connected()?;
+    let publisher = RedisPublisher::connect(redis.port())?;
+    let mut store = Store { redis, rig, publisher };
+    let streams = store.prepared(names, sizes)?;
+    streams
+        .into_iter()
+        .map(|(name, stream)| Ok(store.measure(name, stream, sizes)?.shown()))
+        .collect()
+}
 
-    let mut stream = Stream::new(workload);
-    let opened = now();
-    if workload.older_in > 0 {
-        stream.begin_older(OLDER_A_SECOND * sizes.stream.as_secs(), opened);
-        let all = Until::Tasks(stream.tasks());
-        publish_and_store(&mut stream, workload.workers, &mut publisher, all, &mut monitor)?;
+/// Where all streams are stored, and who publishes them.
+struct Store {
+    redis: Redis,
+    rig: Rig,
+    publisher: RedisPublisher,
+}
+
+impl Store {
+    /// Stores the older tasks, and opens for each stream those that end in it.
+    fn prepared(&mut self, names: &[&'static str], sizes: Sizes) -> Result<Vec<(&'static str, Stream)>> {
+        let mut monitor = self.rig.monitor(&[])?;
+        monitor.connected()?;
+        let opened = now();
+        let mut streams = Vec::new();
+        for run in 1..=sizes.runs {
+            for name in names {
+                // No two streams have a task in common.
+                let workload = match *name {
+                    "short" => Workload::short(2 * run),
+                    _ => Workload::realistic(2 * run + 1),
+                };
+                let mut stream = Stream::new(workload);
+                if workload.older_in > 0 {
+                    stream.begin_older(OLDER_A_SECOND * sizes.stream.as_secs(), opened);
+                    let all = Until::Tasks(stream.tasks());
+                    publish_and_store(&mut stream, &mut self.publisher, all, &mut monitor)?;
+                }
+                streams.push((*name, stream));
+            }
+        }
+        let mut before = Stream::new(Workload::realistic(BEFORE));
+        let all = Until::Tasks(sizes.older_tasks);
+        publish_and_store(&mut before, &mut self.publisher, all, &mut monitor)?;
+        monitor.terminate()?;
+        let age = Duration::from_micros((now() - opened) as u64);
+        say(&format!(
+            "{} older tasks stored after {} s",
+            sizes.older_tasks,
+            age.as_secs()
+        ));
+        if streams.iter().any(|(_, stream)| stream.tasks() > 0) {
+            std::thread::sleep(sizes.open_age.saturating_sub(age));
+        }
+        Ok(streams)
     }
-    let mut before = Stream::new(Workload::realistic(workload.seed + BEFORE));
-    publish_and_store(
-        &mut before,
-        workload.workers,
-        &mut publisher,
-        Until::Tasks(sizes.older_tasks),
-        &mut monitor,
-    )?;
-    say(&format!(
-        "{name}: {} older tasks stored after {} s",
-        sizes.older_tasks,
-        (now() - opened) / 1_000_000
-    ));
-    let age = Duration::from_micros((now() - opened) as u64);
-    std::thread::sleep(if workload.older_in > 0 {
-        sizes.open_age.saturating_sub(age)
-    } else {
-        Duration::ZERO
-    });
-    // A fresh process: what is older is in the store and not in memory.
-    monitor.terminate()?;
-    monitor = rig.monitor(&[])?;
-    monitor.connected()?;
 
-    let (published_before, stored_before, checkpoints) = (stream.events(), rig.events()?, checkpoints(&rig.postgres)?);
-    let so_far = |rig: &Rig, monitor: u32| Processor::so_far(monitor, rig.postgres.pid(), redis.pid());
-    let used = so_far(&rig, monitor.pid());
-    let first = now();
-    let until = Until::Time(first + sizes.stream.as_micros() as i64);
-    publish_and_store(&mut stream, workload.workers, &mut publisher, until, &mut monitor)?;
-    let events = stream.events() - published_before;
-    let processor = so_far(&rig, monitor.pid()).since(used, events);
-    let peak = monitor.peak_memory();
-    monitor.terminate()?;
-    let end = last_commit(&rig, rig.key)?;
-    let checkpoints = self::checkpoints(&rig.postgres)? - checkpoints;
+    fn measure(&mut self, name: &str, mut stream: Stream, sizes: Sizes) -> Result<Figures> {
+        // A fresh process: what is older is in the store and not in memory.
+        let mut monitor = self.rig.monitor(&[])?;
+        monitor.connected()?;
+        let (before, stored, checkpoints) = (stream.events(), self.rig.events()?, self.checkpoints()?);
+        let used = self.used(&monitor);
+        let first = now();
+        let until = Until::TimeAndEvents(first + sizes.stream.as_micros() as i64, before + sizes.events);
+        publish_and_store(&mut stream, &mut self.publisher, until, &mut monitor)?;
+        let events = stream.events() - before;
+        let processor = self.used(&monitor).since(used, events);
+        let peak = monitor.peak_memory();
+        monitor.terminate()?;
+        let end = last_commit(&self.rig, self.rig.key)?;
+        let checkpoints = self.checkpoints()? - checkpoints;
+        self.rig.postgres.stop()?;
+        self.rig.postgres.start()?;
+        Ok(Figures {
+            name: format!("Redis, {name}"),
+            events,
+            lost: events as i64 - (self.rig.events()? - stored) as i64,
+            rate: events as f64 / ((end - first) as f64 / 1e6),
+            against: floor::copy_rate(&self.rig.postgres, stream.workload(), events)?,
+            processor,
+            peak,
+            checkpoints,
+        })
+    }
 
-    let mut rig = rig;
-    rig.postgres.stop()?;
-    rig.postgres.start()?;
-    let lost = events as i64 - (rig.events()? - stored_before) as i64;
-    Ok(Figures {
-        name: format!("Redis, {name}"),
-        events,
-        lost,
-        rate: events as f64 / ((end - first) as f64 / 1e6),
-        against: floor::copy_rate(&rig.postgres, workload, events)?,
-        processor,
-        peak,
-        checkpoints,
-    })
+    fn used(&self, monitor: &MonitorProcess) -> Processor {
+        Processor::so_far(monitor.pid(), self.rig.postgres.pid(), self.redis.pid())
+    }
+
+    fn checkpoints(&self) -> Result<u64> {
+        let sql = "select checkpoints_timed + checkpoints_req from pg_stat_bgwriter";
+        Ok(self.rig.sql(sql)?.trim().parse()?)
+    }
 }
 
 /// Returns when the newest batch of a broker was committed, in microseconds since 1970.
@@ -108,9 +134,4 @@ pub(crate) fn postgres() -> Result<Postgres> {
         fsync: true,
         ..PostgresOptions::default()
     })
-}
-
-fn checkpoints(postgres: &Postgres) -> Result<u64> {
-    let sql = "select checkpoints_timed + checkpoints_req from pg_stat_bgwriter";
-    Ok(postgres.sql("kanchi", sql)?.trim().parse()?)
 }

@@ -113,7 +113,7 @@ fn publish_all(monitors: &mut [MonitorProcess], redises: &[Redis], workload: Wor
                 let mut stream = Stream::new(Workload { seed, ..workload });
                 let mut publisher = RedisPublisher::connect(redis.port())?;
                 let until = Until::Time(end);
-                publish_and_store(&mut stream, workload.workers, &mut publisher, until, monitor)?;
+                publish_and_store(&mut stream, &mut publisher, until, monitor)?;
                 Ok(stream.events())
             }));
         }
