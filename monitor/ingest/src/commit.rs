@@ -1,14 +1,16 @@
-//! The end of the event path: one transaction a batch, then the acknowledgement.
+//! The second half of the event path: what a batch changes, one transaction a batch, then the acknowledgement.
 //!
 //! A store that is away keeps the batch waiting; nothing is acknowledged before its commit. What the store refuses for its
 //! data is sifted down to the single event, which becomes a dead letter. A newer writer ends this one.
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use std::{collections, mem, panic};
 
 use foldhash::HashSet;
+use futures::FutureExt as _;
 use kanchi_domain::{Event, Limits};
 use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, Stored};
 use tokio::sync::{mpsc, watch};
@@ -16,16 +18,27 @@ use tokio::task::spawn_blocking;
 use tokio::{join, select, try_join};
 use tokio_util::sync::CancellationToken;
 
-use crate::connections::Connections;
-use crate::decoder::Turn;
-use crate::digests::Digests;
-use crate::gather::{Gathered, Kept, Receipt};
-use crate::ready::{About, Ready, Told};
-use crate::reduce::{Loaded, Reducer, Touched};
+use crate::commit::connections::Connections;
+use crate::commit::digests::Digests;
+use crate::commit::ready::{About, Ready, Told};
+use crate::commit::reduce::{Loaded, Reducer, Touched};
+use crate::commit::sieve::Sieve;
+use crate::commit::store::{Outcome, Store};
+use crate::intake::decoder::Turn;
+use crate::intake::gather::{Gathered, Kept, Receipt};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
-use crate::sieve::Sieve;
-use crate::store::{Outcome, Store};
+
+pub mod cache;
+mod connections;
+pub mod digests;
+pub mod failures;
+pub mod live;
+mod ready;
+pub mod reduce;
+pub mod sieve;
+pub mod statistics;
+mod store;
 
 /// Why the event path ended.
 #[derive(Debug, thiserror::Error)]
@@ -150,12 +163,16 @@ impl Committer {
             // One that is lost is not waited for where there is another one.
             batch.store.is_patient = !self.connections.has_other();
             let (outcome, ahead) = {
-                let mut end = pin!(batch.end(self.told.clone()));
+                let ended = AtomicBool::new(false);
+                let end = batch
+                    .end(self.told.clone())
+                    .inspect(|_| ended.store(true, Ordering::Relaxed));
+                let mut end = pin!(end);
                 select! {
                     biased;
                     outcome = &mut end => (outcome?, None),
                     Some((gathered, turn)) = batches.recv(), if waiting.is_none() => {
-                        let (outcome, ahead) = try_join!(end, self.go_ahead(gathered))?;
+                        let (outcome, ahead) = try_join!(end, self.go_ahead(gathered, &ended))?;
                         (outcome, Some((ahead, turn)))
                     }
                 }
@@ -190,8 +207,9 @@ impl Committer {
         }
     }
 
-    /// Does what can be done of a batch beside the end of the one before it.
-    async fn go_ahead(&mut self, mut gathered: Gathered) -> Result<Ahead, Error> {
+    /// Does what can be done of a batch beside the end of the one before it. Once that one has `ended`, what is left is done
+    /// beside the beginning of the next.
+    async fn go_ahead(&mut self, mut gathered: Gathered, ended: &AtomicBool) -> Result<Ahead, Error> {
         // What may be stored already may be stored by the batch before.
         let depends = gathered.kept.iter().any(Kept::maybe_stored)
             || gathered.tasks.iter().any(|task| self.unknown.contains(&task.id));
@@ -202,11 +220,14 @@ impl Committer {
             return Ok(Ahead::Waits(Box::new(gathered)));
         };
         store.is_patient = false;
-        let Some((ready, touched)) = self.make(store, &mut gathered).await? else {
+        let Some((mut ready, touched)) = self.make(store, &mut gathered).await? else {
             self.connections.lost();
             return Ok(Ahead::Waits(Box::new(gathered)));
         };
         self.count_on(touched);
+        if !ended.load(Ordering::Relaxed) {
+            ready.go_ahead().await;
+        }
         Ok(Ahead::Ready(Box::new(ready)))
     }
 
@@ -280,7 +301,10 @@ impl Committer {
             store, head, changes, ..
         } = batch;
         match stored {
-            Stored::Now { live } => self.reducer.live.add(live.iter().map(|id| &**id)),
+            Stored::Now { live, left } => {
+                self.reducer.live.add(live.iter().map(|id| &**id));
+                self.reducer.live.remove(left.iter().map(|id| &**id));
+            }
             Stored::Before => self.reducer.live.forget(),
         }
         self.digests.remember(&head.digests);

@@ -12,36 +12,16 @@
 //! and speaks no broker protocol.
 
 pub mod backoff;
-pub mod buffer;
-pub mod cache;
 pub mod commit;
-mod connections;
-pub mod decoder;
-pub mod digests;
-pub mod failures;
-pub mod filling;
-pub mod gather;
-pub mod live;
-pub mod liveness;
-pub mod looks;
-pub mod message;
+pub mod intake;
 pub mod metrics;
 pub mod monitor;
-pub mod orphans;
-pub mod own;
-mod ready;
-pub mod reduce;
 pub mod repair;
 pub mod report;
 pub mod sampler;
 pub mod settings;
 pub mod shared;
-pub mod sieve;
-pub mod source;
-pub mod spool;
 pub mod standby;
-pub mod statistics;
-mod store;
 pub mod workers;
 
 pub use metrics::Metrics;

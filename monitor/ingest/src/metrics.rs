@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::buffer::Fill;
+use crate::intake::buffer::Fill;
 use crate::workers::WorkerCounts;
 
 /// How many queues have series of their own; the rest is only in the store.

@@ -13,21 +13,21 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::buffer::Buffer;
 use crate::commit::{self, Committer};
-use crate::decoder::{self, Decoder};
-use crate::filling::BatchLimits;
-use crate::liveness::{Liveness, Seen};
-use crate::orphans::Orphans;
-use crate::own::Own;
+use crate::intake::buffer::Buffer;
+use crate::intake::decoder::{self, Decoder};
+use crate::intake::filling::BatchLimits;
+use crate::intake::own::Own;
+use crate::intake::source::{PORTIONS, Pump, Sink, Source};
+use crate::intake::spool::{Spool, SpoolOptions};
 use crate::repair::{self, Archive, Repair};
 use crate::report::{self, KeptDigests, Reporter};
 use crate::sampler::{Sampler, Samples};
 use crate::settings::{Loaded, Settings, SettingsWatch, watch_directory};
 use crate::shared::Shared;
-use crate::source::{PORTIONS, Pump, Sink, Source};
-use crate::spool::{Spool, SpoolOptions};
 use crate::standby::{Standby, spool_options};
+use crate::workers::liveness::{Liveness, Seen};
+use crate::workers::orphans::Orphans;
 
 /// Bounds of a monitor. Together they keep it well below a container limit of 128 MiB.
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::own::Own;
+use crate::intake::own::Own;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 

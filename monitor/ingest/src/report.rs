@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::buffer::Buffer;
-use crate::orphans::Orphans;
+use crate::intake::buffer::Buffer;
 use crate::repair::Desk;
 use crate::sampler::Samples;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
+use crate::workers::orphans::Orphans;
 
 /// How often the heartbeat is written; the operator takes a monitor for silent after 30 s.
 const HEARTBEAT: Duration = Duration::from_secs(5);

@@ -14,11 +14,13 @@ use kanchi_domain::UnixMicros;
 use kanchi_store::{Epoch, Error as StoreError, ErrorKind, Lease, Previous, StoreReporter, TakenOver};
 use tokio_util::sync::CancellationToken;
 
-use crate::buffer::Buffer;
-use crate::looks::{Hearing, Looks};
+use crate::intake::buffer::Buffer;
+use crate::intake::spool::{Spool, SpoolOptions};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
-use crate::spool::{Spool, SpoolOptions};
+use crate::standby::looks::{Hearing, Looks};
+
+pub mod looks;
 
 /// How often the lease is looked at.
 const LOOK: Duration = Duration::from_secs(1);

@@ -17,6 +17,8 @@ use kanchi_store::WorkerRow;
 
 use worker::{Pool, Worker};
 
+pub mod liveness;
+pub mod orphans;
 mod worker;
 
 /// Hostile or careless publishers must not fill the memory with names.

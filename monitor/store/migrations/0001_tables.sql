@@ -118,7 +118,7 @@ create index event_chunk_task on kanchi.event_chunk (hashtextextended(task_id, 0
 
 -- === Tasks ===
 
--- Not yet final, or final a moment ago. Everything is in `facts`; the few other columns serve lists.
+-- Not yet final, or to be merged with history. Everything is in `facts`; the few other columns serve lists.
 create table kanchi.task_live (
     broker_id integer not null default case when starts_with(session_user, 'kanchi_m_shared')
         then kanchi.shared_broker() else split_part(session_user, '_', 4)::integer end,
@@ -130,13 +130,16 @@ create table kanchi.task_live (
     queue text,
     worker text,
     -- Final rows: when that was written (the epoch when they came by COPY: then first_seen_at says it); rows with a
-    -- deadline: the deadline. Null: nothing to settle yet. Infinity: the same, and history holds no row of this id.
+    -- deadline: the deadline. Null: nothing to settle.
     due_at timestamptz,
     primary key (broker_id, task_id)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2);
--- On columns that never change, so that updates stay within their page (HOT). An expression, so that no look-up by id can
+-- On columns that hardly ever change, so that updates stay within their page (HOT). An expression, so that no look-up by id can
 -- be planned over it: on an empty table it costs the same as the key, and a plan made then is kept while the table fills.
 create index task_live_first_seen on kanchi.task_live ((broker_id::bigint), first_seen_at);
+-- What is due must not be looked for among millions that are open. Few rows are in it: a task that ends leaves the table with
+-- the batch that says so, and few have a deadline.
+create index task_live_due on kanchi.task_live ((broker_id::bigint), due_at) where due_at is not null;
 
 -- Final tasks. No unique key on (broker_id, task_id): it would have to contain the partition key. One row per task is
 -- the writer's work: see kanchi.take_history.

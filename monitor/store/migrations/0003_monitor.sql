@@ -331,7 +331,7 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
     order by r.task_id collate "C"
     on conflict (broker_id, task_id) do update set
         facts = excluded.facts, state = excluded.state, name = excluded.name, queue = excluded.queue,
-        worker = excluded.worker, due_at = coalesce(excluded.due_at, case when l.due_at = 'infinity' then l.due_at end)
+        worker = excluded.worker, due_at = excluded.due_at
 $$;
 
 -- Looking up many ids, here and below: `lateral` and `offset 0` fix the order, ids first and the table's key for each.
@@ -463,14 +463,16 @@ declare
     b integer := kanchi.current_broker();
     hashes bigint[] := array(select hashtextextended(i, 0) from unnest(p_task_id) as i);
     classes integer[] := kanchi.history_classes(b, p_since);
+    -- What was settled since this transaction began is history as well.
+    until timestamptz := clock_timestamp();
 begin
     return query select t.task_id from kanchi.task t
         where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id::bigint = b
-            and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= now();
+            and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= until;
 end $$;
 
--- Takes tasks that are due out of the live table, oldest first. Rows that a commit is writing are left for later: no
--- waiting, no deadlock.
+-- Takes tasks that are due out of the live table, by the index on `due_at`. Rows that a commit is writing are left for later:
+-- no waiting, no deadlock.
 create function kanchi.take_due(p_linger interval, p_limit integer)
 returns table (task_id text, facts bytea, queue text)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -486,41 +488,46 @@ begin
     -- locked stays where it is.
     due := array(
         select l.ctid from kanchi.task_live l
-        where l.broker_id::bigint = b and l.first_seen_at <= before and l.due_at <= before
-        order by l.first_seen_at
+        where l.broker_id::bigint = b and l.due_at <= before and l.first_seen_at <= before
+        order by l.due_at
         limit least(p_limit, 10000)
         for update skip locked);
     return query delete from kanchi.task_live l where l.ctid = any (due) returning l.task_id, l.facts, l.queue;
 end $$;
 
--- Tasks that are not final after the linger and were not looked for in history yet: a late event of an archived task
--- looks like that. Few: most tasks are final by then.
-create function kanchi.unchecked(p_linger interval, p_limit integer) returns table (task_id text, facts bytea)
+-- Tasks that came after `p_since`, are there for the linger and have nothing to settle, oldest first: a late event of an
+-- archived task looks like that. All of those that came in the same moment, so that the caller can go on behind it.
+create function kanchi.unchecked(p_since bigint, p_linger interval, p_limit integer)
+returns table (task_id text, facts bytea, first_seen_at bigint)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     b integer := kanchi.current_broker();
+    since timestamptz := kanchi.micros(p_since);
 begin
-    return query select l.task_id, l.facts from kanchi.task_live l
-        where l.broker_id::bigint = b and l.first_seen_at <= now() - p_linger and l.due_at is null
+    return query select l.task_id, l.facts, (extract(epoch from l.first_seen_at) * 1000000)::bigint from kanchi.task_live l
+        where l.broker_id::bigint = b and l.first_seen_at > since and l.first_seen_at <= now() - p_linger
+            and l.due_at is null
         order by l.first_seen_at
-        limit least(p_limit, 10000);
+        fetch first (least(p_limit, 10000)) rows with ties;
 end $$;
 
-create function kanchi.mark_checked(p_task_id text[]) returns void
+-- Takes tasks that have ended out of the live table; returns those that were there. In one statement, whose snapshot keeps
+-- what it has found from being replaced; one that is settled meanwhile is waited for, and gone then.
+create function kanchi.take_ended(p_task_id text[]) returns setof text
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
 declare
     b integer := kanchi.current_broker();
-    free tid[] := array(
-        select l.ctid from unnest(p_task_id) as i cross join lateral (
-            select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i and k.due_at is null
-            offset 0 for update skip locked) as l);
 begin
-    update kanchi.task_live l set due_at = 'infinity' where l.ctid = any (free);
+    return query delete from kanchi.task_live l where l.ctid = any (array(
+        select f.ctid from unnest(p_task_id) as i cross join lateral (
+            select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i offset 0) as f))
+        returning l.task_id;
 end $$;
 
 -- Takes these tasks out of the live table, except those that a commit is writing.

@@ -14,7 +14,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Longest wait for a call; longer than the server's own statement timeout, so that the server speaks first.
 const ANSWER_WITHIN: Duration = Duration::from_secs(45);
 
-/// No JIT: many partitions look expensive to the planner, and compiling then takes longer than the query. Statement
+/// No JIT and no parallel workers: many partitions look expensive to the planner, and compiling, or starting and ending
+/// processes, then takes longer than the query. Statement
 /// timeouts by the server; keep-alives end sessions of pods that vanished, which hold a role's few slots.
 pub(crate) const SESSION: &str =
     "select set_config('statement_timeout', '30s', false), set_config('lock_timeout', '20s', false),
@@ -22,7 +23,7 @@ pub(crate) const SESSION: &str =
     set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '3', false),
     set_config('tcp_user_timeout', '30000', false), set_config('timezone', 'UTC', false),
     set_config('client_min_messages', 'warning', false),
-    set_config('jit', 'off', false)";
+    set_config('jit', 'off', false), set_config('max_parallel_workers_per_gather', '0', false)";
 
 /// A monitor's connection.
 #[derive(Debug)]

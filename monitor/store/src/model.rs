@@ -125,7 +125,7 @@ impl LiveTask {
             worker: row.worker.clone(),
             due_at: due_at(&row),
             last_event_at: row.last_event_at,
-            ended: (!maybe_stored && row.is_final() && has_a_beginning(&row)).then(|| Box::new(row)),
+            ended: (row.is_final() && has_a_beginning(&row)).then(|| Box::new(row)),
             maybe_stored,
         }
     }

@@ -12,6 +12,7 @@ mod json;
 mod lease;
 mod repair;
 mod reporter;
+mod settle;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,13 +25,15 @@ pub(crate) use copy::head;
 pub use held::{Held, HeldPage, HeldTask, Walk};
 pub use lease::{Holder, Lease, Renewal, TakenOver};
 pub use repair::{OpenPage, OpenTask};
-pub use reporter::{Previous, Settled, StoreReporter};
+pub use reporter::{Previous, StoreReporter};
+pub use settle::Settled;
 
 use crate::connection::{Link, within};
 use crate::error::{During, Result};
 use crate::model::{Batch, BatchHead, TaskChanges};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
+use crate::writer::commit::Begun;
 
 /// Fences writers of one broker: the newest one wins, older ones get
 /// [`ErrorKind::StaleEpoch`](crate::ErrorKind::StaleEpoch).
@@ -53,6 +56,8 @@ pub enum Stored {
     Now {
         /// Their ids.
         live: Vec<Arc<str>>,
+        /// Ids of those that had one before, and have none any more.
+        left: Vec<Arc<str>>,
     },
     /// The batch had been committed before.
     Before,
@@ -63,8 +68,8 @@ pub enum Stored {
 pub struct StoreWriter {
     link: Link,
     retention: RetentionPolicy,
-    /// The batch whose transaction is open, and the connection that it is open on.
-    begun: Option<(Uuid, PgConnection)>,
+    /// The batch whose transaction is open, how far it has come, and the connection that it is open on.
+    begun: Option<(Uuid, Begun, PgConnection)>,
 }
 
 impl StoreWriter {
@@ -150,7 +155,27 @@ impl StoreWriter {
         let begin = commit::begin(&mut connection, head, self.retention);
         match within(OPERATION, begin).await {
             Ok(()) => {
-                self.begun = Some((head.id, connection));
+                self.begun = Some((head.id, Begun::Events, connection));
+                Ok(())
+            }
+            Err(error) => {
+                let result = Err(rolled_back(&mut connection, error).await);
+                self.link.put(connection, &result);
+                result
+            }
+        }
+    }
+
+    /// Goes on with the transaction that is open for this batch, if there is one: does what depends on no batch before it.
+    pub async fn go_ahead(&mut self, batch_id: Uuid, changes: &TaskChanges) -> Result<()> {
+        const OPERATION: &str = commit::OPERATION;
+        let Some((_, _, mut connection)) = self.begun.take_if(|(id, _, _)| *id == batch_id) else {
+            return Ok(());
+        };
+        let going = commit::go_ahead(&mut connection, changes, self.retention);
+        match within(OPERATION, going).await {
+            Ok(known) => {
+                self.begun = Some((batch_id, Begun::Ahead(known), connection));
                 Ok(())
             }
             Err(error) => {
@@ -163,7 +188,7 @@ impl StoreWriter {
 
     /// Tells whether the transaction of this batch is open.
     pub fn has_begun(&self, batch_id: Uuid) -> bool {
-        self.begun.as_ref().is_some_and(|(id, _)| *id == batch_id)
+        self.begun.as_ref().is_some_and(|(id, ..)| *id == batch_id)
     }
 
     /// Ends a transaction that was begun and is not gone on with.
@@ -176,9 +201,9 @@ impl StoreWriter {
     /// Stores a batch as [`Self::commit`] does, going on where [`Self::begin_batch`] ended.
     pub async fn end_batch(&mut self, head: &BatchHead, changes: &TaskChanges, ending: Ending) -> Result<Stored> {
         const OPERATION: &str = commit::OPERATION;
-        let (mut connection, begun) = match self.begun.take_if(|(id, _)| *id == head.id) {
-            Some((_, connection)) => (connection, true),
-            None => (self.take().await?, false),
+        let (mut connection, begun) = match self.begun.take_if(|(id, ..)| *id == head.id) {
+            Some((_, begun, connection)) => (connection, Some(begun)),
+            None => (self.take().await?, None),
         };
         let run = commit::run(&mut connection, head, changes, self.retention, ending, begun);
         let result = within(OPERATION, run).await;
@@ -212,7 +237,7 @@ impl StoreWriter {
     /// Takes the connection, without a transaction.
     async fn take(&mut self) -> Result<PgConnection> {
         const OPERATION: &str = "roll back";
-        if let Some((_, mut connection)) = self.begun.take() {
+        if let Some((.., mut connection)) = self.begun.take() {
             let done = within(OPERATION, async {
                 connection.execute("rollback").await.during(OPERATION)
             })

@@ -57,7 +57,7 @@ pub enum TaskOrder {
     /// Newest first, by [`TimeField::Received`].
     #[default]
     Arrived,
-    /// Finished last first. Settled tasks only: a task is settled minutes after it ended. At most 16 brokers.
+    /// Finished last first. Settled tasks only: reruns, and ends without a beginning, settle minutes later. At most 16 brokers.
     Finished,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use kanchi_domain::TaskRow;
+use kanchi_domain::UnixMicros;
 use sqlx::{Executor, PgConnection, Row};
 
 use crate::connection::within;
@@ -22,26 +22,44 @@ const NEWLY_BORN_MICROS: i64 = 3_600_000_000;
 /// Tasks that one statement merges.
 const MERGED_AT_ONCE: usize = 1_000;
 
-/// Stores the batch; `begun`: [`begin`] has been called for it on this connection. On an error the transaction is left open;
-/// the caller rolls back or drops the connection.
+/// How far a batch has come whose transaction is open.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// Its events are stored.
+    Events,
+    /// What [`go_ahead`] does is done, too.
+    Ahead(Known),
+}
+
+/// Those tasks of a batch that began and ended within it and that recent history (two days) knows: their id ran before.
+#[derive(Debug)]
+pub(super) struct Known(HashSet<String>);
+
+/// Stores the batch; `begun`: how far it has come on this connection. On an error the transaction is left open; the caller
+/// rolls back or drops the connection.
 pub(super) async fn run(
     connection: &mut PgConnection,
     head: &BatchHead,
     changes: &TaskChanges,
     retention: RetentionPolicy,
     ending: Ending,
-    begun: bool,
+    begun: Option<Begun>,
 ) -> Result<Stored> {
-    if !begun {
+    if begun.is_none() {
         begin(connection, head, retention).await?;
     }
     let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) =
         changes.tasks.iter().partition(|task| !task.maybe_stored);
+    let known = match begun {
+        Some(Begun::Ahead(known)) => known,
+        Some(Begun::Events) | None => go_ahead(connection, changes, retention).await?,
+    };
     let end = End {
         head,
         changes,
         retention,
         ending,
+        known,
     };
     match end.run(connection, &new, &maybe_stored).await {
         // Somebody's promise that a task is new was not kept. The slow way is right in any case.
@@ -62,13 +80,33 @@ pub(super) async fn begin(connection: &mut PgConnection, head: &BatchHead, reten
     copy_chunks(connection, &head.chunks, retention).await
 }
 
+/// Stores what depends on no batch before: tasks that began and ended within this one go to history. Nothing that another
+/// transaction could wait for, either. Of such a task the batch before knows nothing, nor has it a live row that could settle
+/// meanwhile: the caller says so.
+pub(super) async fn go_ahead(
+    connection: &mut PgConnection,
+    changes: &TaskChanges,
+    retention: RetentionPolicy,
+) -> Result<Known> {
+    let newest = newest_of(changes);
+    let mut born: Vec<&LiveTask> = changes
+        .tasks
+        .iter()
+        .filter(|task| is_newly_born(task, newest))
+        .collect();
+    let known = archived(connection, &born).await?;
+    born.retain(|task| !known.contains(&*task.task_id));
+    copy_ended(connection, &born, retention).await?;
+    Ok(Known(known))
+}
+
 /// The rest of a transaction.
-#[derive(Clone, Copy)]
 struct End<'b> {
     head: &'b BatchHead,
     changes: &'b TaskChanges,
     retention: RetentionPolicy,
     ending: Ending,
+    known: Known,
 }
 
 impl End<'_> {
@@ -85,18 +123,77 @@ impl End<'_> {
         }
         copy_statistics(connection, &self.changes.statistics).await?;
         save_failures(connection, &self.changes.failures).await?;
-        let (ended, live) = split_ended(connection, new).await?;
-        copy_ended(connection, &ended, self.retention).await?;
+        let (left, stored) = take_ended(connection, maybe_stored).await?;
+        let newest = newest_of(self.changes);
+        let gone_ahead = |task: &&LiveTask| is_newly_born(task, newest) && !self.known.0.contains(&*task.task_id);
+        let live: Vec<&LiveTask> = new.iter().copied().filter(|task| !gone_ahead(task)).collect();
+        copy_ended(connection, &left, self.retention).await?;
         copy_live(connection, &live).await?;
-        merge(connection, maybe_stored).await?;
+        merge(connection, &stored).await?;
         let end = match self.ending {
             Ending::Commit => "commit",
             Ending::Rollback => "rollback",
         };
         connection.execute(end).await.during(OPERATION)?;
-        let live = live.iter().chain(maybe_stored).map(|task| Arc::clone(&task.task_id));
-        Ok(Stored::Now { live: live.collect() })
+        let live = live.iter().chain(&stored).map(|task| Arc::clone(&task.task_id));
+        Ok(Stored::Now {
+            live: live.collect(),
+            left: left.iter().map(|task| Arc::clone(&task.task_id)).collect(),
+        })
     }
+}
+
+/// Takes tasks that have ended out of the live table: they go to history with the batch that says so. Returns those that were
+/// there, and those that stay and are merged when they settle: still open, without a beginning (late events of an archived
+/// task, for which all of history is searched), or in history already. That is asked last: what was settled until then is
+/// known, also if the batch before has made a live row of it again.
+async fn take_ended<'a>(
+    connection: &mut PgConnection,
+    stored: &[&'a LiveTask],
+) -> Result<(Vec<&'a LiveTask>, Vec<&'a LiveTask>)> {
+    let mut ended: Vec<&LiveTask> = stored.to_vec();
+    // Not those that were thought to be new and are not: nobody knows what else was stored of them.
+    ended.retain(|task| task.ended.is_some() && task.maybe_stored);
+    ended.sort_unstable_by(|left, right| left.task_id.cmp(&right.task_id));
+    let mut there = HashSet::new();
+    for some in ended.chunks(MERGED_AT_ONCE) {
+        let query = sqlx::query("select kanchi.take_ended($1)").bind(ids_of(some));
+        let rows = query.fetch_all(&mut *connection).await.during(OPERATION)?;
+        there.extend(rows.iter().map(|row| row.get::<String, _>(0)));
+    }
+    ended.retain(|task| there.contains(&*task.task_id));
+    for known in archived(connection, &ended).await? {
+        there.remove(&known);
+    }
+    Ok(stored.iter().partition(|task| there.contains(&*task.task_id)))
+}
+
+/// Returns those of these tasks that recent history knows.
+async fn archived(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<HashSet<String>> {
+    if tasks.is_empty() {
+        return Ok(HashSet::new());
+    }
+    history::archived(connection, &ids_of(tasks), OPERATION).await
+}
+
+fn ids_of<'a>(tasks: &[&'a LiveTask]) -> Vec<&'a str> {
+    tasks.iter().map(|task| &*task.task_id).collect()
+}
+
+/// The newest event of the tasks that are new.
+fn newest_of(changes: &TaskChanges) -> Option<UnixMicros> {
+    let new = changes.tasks.iter().filter(|task| !task.maybe_stored);
+    new.filter_map(|task| task.last_event_at).max()
+}
+
+/// Tasks that began and ended within the batch go to history at once: the live table would only be passed through. Not those
+/// that do not look newly born (a late event of an old task).
+fn is_newly_born(task: &LiveTask, newest: Option<UnixMicros>) -> bool {
+    if task.maybe_stored {
+        return false;
+    }
+    let first = task.ended.as_deref().and_then(|row| row.first_event_at).zip(newest);
+    first.is_some_and(|(first, newest)| first.0 >= newest.0 - NEWLY_BORN_MICROS)
 }
 
 /// Claims batch id and epoch, and writes everything small. False: this batch was committed before.
@@ -186,34 +283,6 @@ async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], reten
             .bytes(&chunk.events);
     }
     copying.finish().await
-}
-
-/// Tasks that began and ended within the batch go to history at once: the live table would only be passed through.
-/// Not those that do not look newly born (a late event of an old task), nor those found in recent history (the id ran
-/// before): these take the way through the live table, and are merged when they settle.
-async fn split_ended<'a>(
-    connection: &mut PgConnection,
-    new: &[&'a LiveTask],
-) -> Result<(Vec<&'a LiveTask>, Vec<&'a LiveTask>)> {
-    let newest = new.iter().filter_map(|task| task.last_event_at).max();
-    let newly_born = |row: &TaskRow| {
-        let first = row.first_event_at.zip(newest);
-        first.is_some_and(|(first, newest)| first.0 >= newest.0 - NEWLY_BORN_MICROS)
-    };
-    let (mut ended, mut live): (Vec<&LiveTask>, Vec<&LiveTask>) = new
-        .iter()
-        .copied()
-        .partition(|task| task.ended.as_deref().is_some_and(newly_born));
-    if !ended.is_empty() {
-        let ids: Vec<&str> = ended.iter().map(|task| &*task.task_id).collect();
-        let known = history::archived(connection, &ids, OPERATION).await?;
-        if !known.is_empty() {
-            let (again, really) = ended.into_iter().partition(|task| known.contains(&*task.task_id));
-            ended = really;
-            live.extend::<Vec<&LiveTask>>(again);
-        }
-    }
-    Ok((ended, live))
 }
 
 async fn copy_ended(connection: &mut PgConnection, tasks: &[&LiveTask], retention: RetentionPolicy) -> Result<()> {

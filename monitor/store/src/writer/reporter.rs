@@ -2,20 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use kanchi_domain::{TaskFacts, UnixMicros};
-use sqlx::{Executor, PgConnection, Row};
+use kanchi_domain::UnixMicros;
+use sqlx::{Executor, Row};
 use uuid::Uuid;
 
 use crate::connection::{Link, within};
 use crate::error::{During, Result};
-use crate::model::{self, GapRow, Heartbeat, LiveTask, QueueRow, WorkerRow};
+use crate::model::{GapRow, Heartbeat, QueueRow, WorkerRow};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
-use crate::writer::copy::{Copying, clamped};
-use crate::writer::{Epoch, commit, history, json};
+use crate::writer::copy::clamped;
+use crate::writer::settle::{self, Settled, Sweep};
+use crate::writer::{Epoch, json};
 
-/// Tasks that one call of [`StoreReporter::settle`] moves at most: some 10 MB, some tens of milliseconds.
-const SETTLE_AT_ONCE: usize = 2_000;
 /// One sample of each queue is kept in this time; the newest is always known.
 const SAMPLE_EVERY: Duration = Duration::from_mins(1);
 /// Changes of the connection's state are told at most this often; the operator polls as well.
@@ -24,17 +23,6 @@ const NOTIFY_EVERY: Duration = Duration::from_secs(1);
 const LONG_SETTLE: Duration = Duration::from_millis(200);
 /// Batches are pruned, and tasks that stay live looked up in history, this often.
 const PRUNE_EVERY: Duration = Duration::from_mins(1);
-
-/// What [`StoreReporter::settle`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// Final tasks that moved from live to history.
-    pub moved: u64,
-    /// Of these, tasks that had a row in history already and were merged with it.
-    pub merged: u64,
-    /// Whether there may be more to move right now: call again.
-    pub more: bool,
-}
 
 /// What the process before this one left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +43,7 @@ pub struct StoreReporter {
     notified: Option<Instant>,
     pruned: Option<Instant>,
     checked: Option<Instant>,
+    sweep: Sweep,
     rest_until: Option<Instant>,
     owes_hint: bool,
     /// For whom it speaks: heartbeats of an epoch that is over are refused.
@@ -75,6 +64,7 @@ impl StoreReporter {
             notified: None,
             pruned: None,
             checked: None,
+            sweep: Sweep::default(),
             rest_until: None,
             owes_hint: false,
             epoch: None,
@@ -240,8 +230,8 @@ impl StoreReporter {
     /// Moves up to 2,000 final tasks, written `linger_seconds` ago or earlier, from live to history. `now` decides
     /// whether a task past its `expires` is EXPIRED.
     ///
-    /// A task whose id is in history already ends in one row there, with the facts of both. Finding due tasks reads the
-    /// live ones; a call that took long makes the next ones do nothing for twenty times as long.
+    /// A task whose id is in history already ends in one row there, with the facts of both. A call that took long makes the
+    /// next ones do nothing for twenty times as long.
     pub async fn settle(&mut self, now: UnixMicros, linger_seconds: u32) -> Result<Settled> {
         const OPERATION: &str = "settle final tasks";
         let begun = Instant::now();
@@ -251,8 +241,10 @@ impl StoreReporter {
         let mut connection = self.link.take().await?;
         let due = |last: Option<Instant>| last.is_none_or(|at| begun.duration_since(at) >= PRUNE_EVERY);
         let (prune, check) = (due(self.pruned), due(self.checked));
+        let mut sweep = self.sweep.at(begun);
         let call = async {
-            let settled = settle(&mut connection, now, linger_seconds, check, self.retention).await?;
+            let swept = check.then_some(&mut sweep);
+            let settled = settle::run(&mut connection, now, linger_seconds, swept, self.retention).await?;
             if prune && !settled.more {
                 connection
                     .execute("select kanchi.prune_batches()")
@@ -264,8 +256,9 @@ impl StoreReporter {
         let mut result = within(OPERATION, call).await;
         match result {
             Err(error) => result = Err(super::rolled_back(&mut connection, error).await),
-            Ok(settled) if settled.more => {}
+            Ok(settled) if settled.more => self.sweep = sweep,
             Ok(_) => {
+                self.sweep = sweep;
                 self.pruned = if prune { Some(begun) } else { self.pruned };
                 self.checked = if check { Some(begun) } else { self.checked };
                 let took = begun.elapsed();
@@ -305,180 +298,4 @@ fn worker(row: &sqlx::postgres::PgRow) -> WorkerRow {
         last_event_at: UnixMicros(row.get(11)),
         last_heartbeat_at: row.get::<Option<i64>, _>(12).map(UnixMicros),
     }
-}
-
-/// A task on its way to history.
-struct Leaving {
-    task_id: String,
-    facts: TaskFacts,
-    /// As stored, while nothing was added; facts that cannot be read are kept like this.
-    encoded: Option<Vec<u8>>,
-    readable: bool,
-    queue: Option<String>,
-    merged: bool,
-}
-
-async fn settle(
-    connection: &mut PgConnection,
-    now: UnixMicros,
-    linger_seconds: u32,
-    check: bool,
-    retention: RetentionPolicy,
-) -> Result<Settled> {
-    const OPERATION: &str = "settle final tasks";
-    connection.execute("begin").await.during(OPERATION)?;
-    let mut leaving = take_due(connection, linger_seconds).await?;
-    let mut settled = Settled {
-        more: leaving.len() == SETTLE_AT_ONCE,
-        ..Settled::default()
-    };
-    let unchecked = if check {
-        take_archived(connection, linger_seconds, &mut leaving).await?
-    } else {
-        0
-    };
-    join_history(connection, &mut leaving).await?;
-    let mut copying = Copying::new(connection, history::target(OPERATION));
-    let mut back = Vec::new();
-    for task in leaving {
-        let mut row = task.facts.project_at(now);
-        if row.queue.is_none() && task.queue.is_some() {
-            row.queue = task.queue.map(Into::into);
-            row.queue_inferred = true;
-        }
-        let facts = task.encoded.unwrap_or_else(|| task.facts.encode());
-        if row.is_final() {
-            settled.moved += 1;
-            settled.merged += u64::from(task.merged);
-            history::push(copying.row().await?, &task.task_id, &facts, &row, retention);
-        } else {
-            // The facts of both say that it is running again, or this clock is behind the server's.
-            back.push(LiveTask::new(task.task_id.into(), facts.into(), row, true));
-        }
-    }
-    copying.finish().await?;
-    commit::merge(connection, &back.iter().collect::<Vec<_>>()).await?;
-    connection.execute("commit").await.during(OPERATION)?;
-    settled.more = (settled.more && settled.moved > 0) || unchecked == SETTLE_AT_ONCE;
-    Ok(settled)
-}
-
-async fn take_due(connection: &mut PgConnection, linger_seconds: u32) -> Result<Vec<Leaving>> {
-    const OPERATION: &str = "take due tasks";
-    let taken = sqlx::query("select task_id, facts, queue from kanchi.take_due(make_interval(secs => $1), $2)")
-        .bind(f64::from(linger_seconds))
-        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX))
-        .fetch_all(connection)
-        .await
-        .during(OPERATION)?;
-    Ok(taken
-        .into_iter()
-        .map(|row| leaving(row.get(0), row.get(1), row.get(2)))
-        .collect())
-}
-
-fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving {
-    let facts = TaskFacts::decode(&encoded);
-    if let Err(error) = &facts {
-        tracing::error!(%error, task.id = task_id, "the facts of a task are kept as they are");
-    }
-    Leaving {
-        task_id,
-        readable: facts.is_ok(),
-        facts: facts.unwrap_or_default(),
-        encoded: Some(encoded),
-        queue,
-        merged: false,
-    }
-}
-
-/// Takes rows of the same ids out of history and adds their facts: recent history for tasks whose beginning was seen,
-/// all of it for the others, which are late events of tasks that were archived.
-async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) -> Result<()> {
-    const OPERATION: &str = "merge with history";
-    leaving.sort_by(|a, b| a.task_id.cmp(&b.task_id));
-    for (ids, since) in by_age(leaving) {
-        let sql = format!("select task_id, facts, queue, queue_inferred from kanchi.take_history($1, {since})");
-        let taken = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
-        for row in taken.during(OPERATION)? {
-            let old = leaving_of_history(&row);
-            let Ok(index) = leaving.binary_search_by(|task| task.task_id.as_str().cmp(&old.task_id)) else {
-                continue;
-            };
-            if let Some(task) = leaving.get_mut(index) {
-                task.merged = true;
-                task.facts.merge(&old.facts);
-                task.queue = task.queue.take().or(old.queue);
-                if old.readable {
-                    task.encoded = None;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Ids by how far back history is searched for them: recent history for tasks whose beginning was seen, all of it for
-/// the others.
-fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
-    let begun = |task: &&Leaving| model::has_a_beginning(&task.facts.project());
-    let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = tasks.iter().partition(begun);
-    let ids = |tasks: &[&Leaving]| tasks.iter().map(|task| task.task_id.clone()).collect::<Vec<String>>();
-    [
-        (ids(&young), "now() - interval '2 days'"),
-        (ids(&late), "'-infinity'::timestamptz"),
-    ]
-    .into_iter()
-    .filter(|(ids, _)| !ids.is_empty())
-    .collect()
-}
-
-/// Takes live tasks that are not final but whose id history knows, and marks those that it does not know, so that each
-/// is looked up once. Returns how many were looked up.
-async fn take_archived(
-    connection: &mut PgConnection,
-    linger_seconds: u32,
-    leaving: &mut Vec<Leaving>,
-) -> Result<usize> {
-    const OPERATION: &str = "look for live tasks in history";
-    let rows = sqlx::query("select task_id, facts from kanchi.unchecked(make_interval(secs => $1), $2)")
-        .bind(f64::from(linger_seconds))
-        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX))
-        .fetch_all(&mut *connection)
-        .await
-        .during(OPERATION)?;
-    let unchecked: Vec<Leaving> = rows
-        .into_iter()
-        .map(|row| self::leaving(row.get(0), row.get(1), None))
-        .collect();
-    let mut archived: Vec<String> = Vec::new();
-    for (ids, since) in by_age(&unchecked) {
-        let sql = format!("select kanchi.archived($1, {since})");
-        let found = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
-        archived.extend(found.during(OPERATION)?.iter().map(|row| row.get::<String, _>(0)));
-    }
-    if !archived.is_empty() {
-        let query = sqlx::query("select task_id, facts, queue from kanchi.take_live($1)").bind(&archived);
-        let taken = query.fetch_all(&mut *connection).await.during(OPERATION)?;
-        leaving.extend(
-            taken
-                .into_iter()
-                .map(|row| self::leaving(row.get(0), row.get(1), row.get(2))),
-        );
-    }
-    if archived.len() < unchecked.len() {
-        let ids: Vec<&str> = unchecked.iter().map(|task| task.task_id.as_str()).collect();
-        let query = sqlx::query("select kanchi.mark_checked($1)").bind(ids);
-        query.execute(connection).await.during(OPERATION)?;
-    }
-    Ok(unchecked.len())
-}
-
-fn leaving_of_history(row: &sqlx::postgres::PgRow) -> Leaving {
-    let inferred: bool = row.get(3);
-    leaving(
-        row.get(0),
-        row.get(1),
-        row.get::<Option<String>, _>(2).filter(|_| inferred),
-    )
 }

@@ -54,16 +54,7 @@ async fn a_task_goes_from_live_to_history_with_its_events() {
     second.head.chunks = vec![chunk(ID, &whole[2..])];
     m.writer.commit(&second).await.unwrap();
     let mut reader = world.reader().await;
-    let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
-    assert_eq!((task.live, task.row.state), (true, TaskState::Success));
-
-    assert_eq!(
-        m.reporter.settle(now(), 3600).await.unwrap().moved,
-        0,
-        "it has to linger"
-    );
-    let settled = settle(&mut m.reporter, now()).await;
-    assert_eq!((settled.moved, settled.merged, settled.more), (1, 0, false));
+    assert_eq!(world.sql("select count(*) from kanchi.task_live"), "0");
     let task = reader.task(m.key.0, ID, now()).await.unwrap().unwrap();
     assert_eq!((task.live, task.settled_rows), (false, 1));
     assert_eq!(task.row, row_of(&second.changes.tasks[0]));
@@ -74,6 +65,58 @@ async fn a_task_goes_from_live_to_history_with_its_events() {
     );
     let row = world.sql("select state, name, worker, retries, args, result, runtime, retention_days from kanchi.task");
     assert_eq!(row, "SUCCESS|shop.charge|celery@worker|0|(1,)|42|0.25|14");
+}
+
+#[tokio::test]
+async fn an_end_whose_beginning_was_not_seen_lingers_before_it_settles() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let end = [succeeded(ID, 2)];
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, &end, false)]))
+        .await
+        .unwrap();
+    assert_eq!(m.reporter.settle(now(), 3600).await.unwrap().moved, 0, "it lingers");
+    let settled = settle(&mut m.reporter, now()).await;
+    assert_eq!((settled.moved, settled.merged, settled.more), (1, 0, false));
+    let task = world.reader().await.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!((task.live, task.settled_rows), (false, 1));
+}
+
+#[tokio::test]
+async fn a_rerun_over_two_batches_and_one_whose_row_has_left_end_in_one_row() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, &whole, false)]))
+        .await
+        .unwrap();
+    let again = [received(ID, 100), started(ID, 101), succeeded(ID, 102)];
+    m.writer
+        .commit(&batch(m.epoch, vec![live(ID, &again[..2], false)]))
+        .await
+        .unwrap();
+    // The writer remembers a row that was there; OTHER's has left meanwhile.
+    let tasks = vec![
+        live(ID, &again, true),
+        live(
+            OTHER,
+            &[received(OTHER, 0), started(OTHER, 1), succeeded(OTHER, 2)],
+            true,
+        ),
+    ];
+    m.writer.commit(&batch(m.epoch, tasks)).await.unwrap();
+    let rows = "select (select count(*) from kanchi.task_live), (select count(*) from kanchi.task)";
+    assert_eq!(world.sql(rows), "2|1", "both may be in history");
+
+    let settled = settle(&mut m.reporter, now()).await;
+    assert_eq!((settled.moved, settled.merged), (2, 1));
+    assert_eq!(world.sql(rows), "0|2");
+    let mut all = whole.to_vec();
+    all.extend(again);
+    let task = world.reader().await.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!((task.settled_rows, task.row), (1, row_of(&live(ID, &all, false))));
 }
 
 #[tokio::test]
@@ -265,6 +308,57 @@ async fn a_batch_goes_ahead_beside_the_one_before_it_and_is_stored_in_its_turn()
     m.writer.begin_batch(&four.head).await.unwrap();
     m.writer.commit(&four).await.unwrap();
     assert_eq!(stored(), "4|4", "once");
+}
+
+#[tokio::test]
+async fn a_task_that_settles_between_two_batches_under_way_ends_in_one_row() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let mut second = StoreWriter::connect(&m.url, RetentionPolicy::default()).await.unwrap();
+    let rows = "select (select count(*) from kanchi.task_live), (select count(*) from kanchi.task)";
+    let events = [succeeded(ID, 2), started(ID, 1), received(ID, 0)];
+    let begun = batch(m.epoch, vec![live(ID, &events[..1], false)]);
+    m.writer.commit(&begun).await.unwrap();
+    let born = live(
+        OTHER,
+        &[received(OTHER, 0), started(OTHER, 1), succeeded(OTHER, 2)],
+        false,
+    );
+    let (one, two) = (
+        batch(m.epoch, vec![live(ID, &events[..2], true)]),
+        batch(m.epoch, vec![live(ID, &events, true), born]),
+    );
+    second.begin_batch(&two.head).await.unwrap();
+    second.go_ahead(two.head.id, &two.changes).await.unwrap();
+    settle(&mut m.reporter, now()).await;
+    assert_eq!(world.sql(rows), "0|1", "what goes ahead is not to be seen yet");
+    m.writer.commit(&one).await.unwrap();
+    second.commit(&two).await.unwrap();
+    assert_eq!(world.sql(rows), "1|2", "one is in history, one to be merged with it");
+    settle(&mut m.reporter, now()).await;
+    assert_eq!(world.sql(rows), "0|2");
+    let task = world.reader().await.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!(task.row, row_of(&live(ID, &events, false)));
+}
+
+#[tokio::test]
+async fn an_archived_task_that_was_thought_to_be_new_is_merged_all_the_same() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let rows = "select (select count(*) from kanchi.task_live), (select count(*) from kanchi.task)";
+    let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
+    let archived = batch(m.epoch, vec![live(ID, &whole, false)]);
+    m.writer.commit(&archived).await.unwrap();
+    let late = batch(m.epoch, vec![live(ID, &whole[..1], false)]);
+    m.writer.commit(&late).await.unwrap();
+    assert_eq!(world.sql(rows), "1|1");
+
+    let born = [received(OTHER, 7_200), started(OTHER, 7_201), succeeded(OTHER, 7_202)];
+    let again = vec![live(ID, &whole, false), live(OTHER, &born, false)];
+    m.writer.commit(&batch(m.epoch, again)).await.unwrap();
+    assert_eq!(world.sql(rows), "2|1", "by the slow way, both of them");
+    settle(&mut m.reporter, now()).await;
+    assert_eq!(world.sql(rows), "0|2");
 }
 
 #[tokio::test]

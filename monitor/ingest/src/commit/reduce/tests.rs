@@ -10,9 +10,9 @@ use kanchi_test_load::{Recording, Workload};
 use proptest::prelude::*;
 
 use super::*;
-use crate::gather::{Gathered, Gathering};
-use crate::message::{Message, Reading};
-use crate::sieve::Sieve;
+use crate::commit::sieve::Sieve;
+use crate::intake::gather::{Gathered, Gathering};
+use crate::intake::message::{Message, Reading};
 
 fn messages(tasks: u64) -> Vec<Message> {
     let recording = Recording::new(Workload::realistic(3), tasks, 10_000, 1_795_219_800_000_000);

@@ -10,8 +10,8 @@ use kanchi_broker::{ConnectionState, Delivery, DeliveryTag, EventStream, Framing
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::buffer::{Buffer, Waiting};
-use crate::message::Message;
+use crate::intake::buffer::{Buffer, Waiting};
+use crate::intake::message::Message;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 

@@ -9,10 +9,10 @@ use kanchi_store::{BatchHead, Ending, Stored, TaskChanges};
 use tokio::sync::watch;
 
 use crate::commit::Error;
-use crate::gather::{Gathered, Receipt};
+use crate::commit::sieve;
+use crate::commit::store::{Outcome, Store};
+use crate::intake::gather::{Gathered, Receipt};
 use crate::shared::Shared;
-use crate::sieve;
-use crate::store::{Outcome, Store};
 
 /// A batch, and the connection that it is on.
 #[derive(Debug)]
@@ -46,11 +46,21 @@ impl About {
 }
 
 impl Ready {
+    /// Does more of it than sending its events, as far as that depends on no batch before.
+    pub(crate) async fn go_ahead(&mut self) {
+        let began = Instant::now();
+        self.store.go_ahead(&self.head, &self.changes).await;
+        self.about.took += began.elapsed();
+    }
+
     /// Brings it to its end, and tells so. One with nothing to store is only acknowledged.
     pub(crate) async fn end(&mut self, told: Told) -> Result<Outcome, Error> {
         let began = Instant::now();
         let outcome = if self.head.chunks.is_empty() && self.head.dead_letters.is_empty() {
-            Outcome::Stored(Stored::Now { live: Vec::new() })
+            Outcome::Stored(Stored::Now {
+                live: Vec::new(),
+                left: Vec::new(),
+            })
         } else {
             // With what came after them, if not before: who finds that stored believes that nothing is missing before it.
             self.head.gaps = told.shared.waiting_gaps();

@@ -13,7 +13,7 @@ use kanchi_domain::{Event, Running, TaskFacts, TaskId, UnixMicros};
 use kanchi_store::{Error as StoreError, Held, HeldTask, StoreReporter, Walk};
 use tokio::time::Instant;
 
-use crate::own::Own;
+use crate::intake::own::Own;
 use crate::shared::Shared;
 use crate::workers::Loss;
 

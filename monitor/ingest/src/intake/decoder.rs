@@ -9,12 +9,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
-use crate::filling::{BatchLimits, Filling};
-use crate::gather::Gathered;
-use crate::message::{Message, Reading};
+use crate::intake::filling::{BatchLimits, Filling};
+use crate::intake::gather::Gathered;
+use crate::intake::message::{Message, Reading};
+use crate::intake::source::Source;
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
-use crate::source::Source;
 
 /// Bytes of messages read before other tasks get a turn: a millisecond or two. Who was woken last waits for this task to
 /// yield, however idle the other threads of the runtime are.

@@ -12,7 +12,7 @@ use kanchi_domain::{Decoded, Event, EventKind, Limits, PayloadPolicy, Reject, Ta
 use kanchi_store::{BatchHead, DeadLetter, Epoch, EventChunk};
 use uuid::Uuid;
 
-use crate::message::{Message, Reading};
+use crate::intake::message::{Message, Reading};
 
 /// Events in one chunk; its count is 16 bits wide, and one huge task must not make one huge row.
 const MAX_CHUNK_EVENTS: u16 = 1_000;

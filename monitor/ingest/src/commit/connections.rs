@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use crate::store::Store;
+use crate::commit::store::Store;
 
 /// Another connection that was refused is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_mins(1);

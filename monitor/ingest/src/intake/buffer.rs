@@ -16,8 +16,8 @@ use kanchi_broker::{Gap, GapCause};
 use kanchi_domain::UnixMicros;
 use tokio::sync::Notify;
 
-use crate::message::digest_of;
-use crate::spool::{Appended, Position, Spool};
+use crate::intake::message::digest_of;
+use crate::intake::spool::{Appended, Position, Spool};
 
 /// Bytes that a waiting message takes besides its body.
 const ENTRY_OVERHEAD: usize = 64;
@@ -434,7 +434,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spool::SpoolOptions;
+    use crate::intake::spool::SpoolOptions;
 
     fn spool(directory: &tempfile::TempDir, max_bytes: u64) -> Spool {
         let directory = directory.path().to_owned();

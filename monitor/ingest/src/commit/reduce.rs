@@ -7,11 +7,11 @@ use foldhash::{HashMap, HashSet};
 use kanchi_domain::{TaskFacts, TaskRow, TaskStep, UnixMicros};
 use kanchi_store::{LiveTask, TaskChanges};
 
-use crate::cache::{Cache, Weigh};
-use crate::failures::Failures;
-use crate::gather::TaskNews;
-use crate::live::LiveIds;
-use crate::statistics::{Counted, Labels, Tally};
+use crate::commit::cache::{Cache, Weigh};
+use crate::commit::failures::Failures;
+use crate::commit::live::LiveIds;
+use crate::commit::statistics::{Counted, Labels, Tally};
+use crate::intake::gather::TaskNews;
 
 /// One byte in so many is for tasks that have ended.
 const ENDED_SHARE: usize = 5;

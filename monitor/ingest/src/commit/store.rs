@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::backoff::Backoff;
 use crate::commit::Error;
-use crate::live::{LoadedIds, MAX_LIVE};
+use crate::commit::live::{LoadedIds, MAX_LIVE};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 
@@ -141,6 +141,15 @@ impl Store {
             && let Err(error) = writer.begin_batch(head).await
         {
             tracing::debug!(error = %crate::error_chain(&error), "the events of a batch did not go ahead");
+        }
+    }
+
+    /// Does what else can be done ahead of a batch's end, once its changes are made.
+    pub(crate) async fn go_ahead(&mut self, head: &BatchHead, changes: &TaskChanges) {
+        if let Some((writer, _)) = self.writer.as_mut()
+            && let Err(error) = writer.go_ahead(head.id, changes).await
+        {
+            tracing::debug!(error = %crate::error_chain(&error), "the changes of a batch did not go ahead");
         }
     }
 

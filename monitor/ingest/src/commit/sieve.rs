@@ -112,7 +112,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gather::Gathered;
+    use crate::intake::gather::Gathered;
 
     const ARRIVED: UnixMicros = UnixMicros(1_795_300_000_000_000);
 

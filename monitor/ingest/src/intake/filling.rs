@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use kanchi_domain::{Decoded, Event, UnixMicros};
 
-use crate::gather::{Gathered, Gathering, LARGE};
-use crate::message::Message;
+use crate::intake::gather::{Gathered, Gathering, LARGE};
+use crate::intake::message::Message;
 
 /// Bounds of a batch.
 #[derive(Clone, Copy, Debug)]

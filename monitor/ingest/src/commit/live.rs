@@ -2,7 +2,7 @@
 //!
 //! Only this process adds live rows, so a set that was loaded once in its epoch stays complete when it is told of each row
 //! added: also one loaded beside the end of a batch, whose rows are added right after, and whose tasks are known until then. Rows
-//! that leave are not taken out: that costs a look-up, never a wrong row. When the set has doubled it is loaded anew.
+//! that settle are not taken out: that costs a look-up, never a wrong row. When the set has doubled it is loaded anew.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const GROWTH: usize = 50_000;
 /// A set that did not fit is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_mins(5);
 
-/// Hashes of the ids of live tasks. Two ids with one hash cost a look-up.
+/// Hashes of the ids of live tasks: 64 bits, so that no two of so many are alike.
 #[derive(Debug, Default)]
 pub struct LiveIds {
     /// `None`: any task may be live.
@@ -53,6 +53,15 @@ impl LiveIds {
     pub fn add<'a>(&mut self, ids: impl IntoIterator<Item = &'a str>) {
         if let Some(known) = self.known.as_mut() {
             known.extend(ids.into_iter().map(hash));
+        }
+    }
+
+    /// These have none any more.
+    pub fn remove<'a>(&mut self, ids: impl IntoIterator<Item = &'a str>) {
+        if let Some(known) = self.known.as_mut() {
+            for id in ids {
+                known.remove(&hash(id));
+            }
         }
     }
 
@@ -96,6 +105,8 @@ mod tests {
         assert!(live.may_hold("2") && !live.may_hold("x") && !live.is_due(now));
         live.add(["x"]);
         assert!(live.may_hold("x"));
+        live.remove(["2"]);
+        assert!(!live.may_hold("2"));
         live.forget();
         assert!(live.may_hold("y") && live.is_due(now));
     }

@@ -1,0 +1,249 @@
+//! Settling: what lies in the live table and belongs to history.
+//!
+//! A task leaves the live table with the batch that says that it ended. Left to this are those that may have a row in history
+//! already (late events, reruns), and those whose deadline passes without a word.
+
+use std::time::{Duration, Instant};
+
+use kanchi_domain::{TaskFacts, UnixMicros};
+use sqlx::{Executor, PgConnection, Row};
+
+use crate::error::{During, Result};
+use crate::model::{self, LiveTask};
+use crate::retention::RetentionPolicy;
+use crate::writer::copy::Copying;
+use crate::writer::{commit, history};
+
+/// Tasks that one call moves at most: some 10 MB, some tens of milliseconds.
+const SETTLE_AT_ONCE: usize = 2_000;
+/// Live tasks are looked up in history from the oldest on, at a start and this often: some are missed on the way, because the
+/// transaction that brought them was open for as long as they linger, or because they had a deadline then.
+const SWEEP_EVERY: Duration = Duration::from_hours(24);
+
+/// How far live tasks were looked up in history, so that each is looked up once and millions that are open are not read again
+/// and again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sweep {
+    begun: Option<Instant>,
+    /// All that came until then, microseconds since 1970.
+    through: i64,
+}
+
+impl Sweep {
+    /// Returns where to go on.
+    pub(super) fn at(self, now: Instant) -> Self {
+        match self.begun {
+            Some(begun) if now.duration_since(begun) < SWEEP_EVERY => self,
+            _ => Self {
+                begun: Some(now),
+                through: 0,
+            },
+        }
+    }
+}
+
+/// What [`StoreReporter::settle`](crate::StoreReporter::settle) did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Final tasks that moved from live to history.
+    pub moved: u64,
+    /// Of these, tasks that had a row in history already and were merged with it.
+    pub merged: u64,
+    /// Whether there may be more to move right now: call again.
+    pub more: bool,
+}
+
+/// A task on its way to history.
+struct Leaving {
+    task_id: String,
+    facts: TaskFacts,
+    /// As stored, while nothing was added; facts that cannot be read are kept like this.
+    encoded: Option<Vec<u8>>,
+    readable: bool,
+    queue: Option<String>,
+    merged: bool,
+}
+
+/// Moves what is due, and with `sweep` what history knows; the transaction is left open on an error.
+pub(super) async fn run(
+    connection: &mut PgConnection,
+    now: UnixMicros,
+    linger_seconds: u32,
+    sweep: Option<&mut Sweep>,
+    retention: RetentionPolicy,
+) -> Result<Settled> {
+    const OPERATION: &str = "settle final tasks";
+    connection.execute("begin").await.during(OPERATION)?;
+    let mut leaving = take_due(connection, linger_seconds).await?;
+    let mut settled = Settled {
+        more: leaving.len() == SETTLE_AT_ONCE,
+        ..Settled::default()
+    };
+    let unchecked = match sweep {
+        Some(sweep) => take_archived(connection, linger_seconds, sweep, &mut leaving).await?,
+        None => 0,
+    };
+    join_history(connection, &mut leaving).await?;
+    let mut copying = Copying::new(connection, history::target(OPERATION));
+    let mut back = Vec::new();
+    for task in leaving {
+        let mut row = task.facts.project_at(now);
+        if row.queue.is_none() && task.queue.is_some() {
+            row.queue = task.queue.map(Into::into);
+            row.queue_inferred = true;
+        }
+        let facts = task.encoded.unwrap_or_else(|| task.facts.encode());
+        if row.is_final() {
+            settled.moved += 1;
+            settled.merged += u64::from(task.merged);
+            history::push(copying.row().await?, &task.task_id, &facts, &row, retention);
+        } else {
+            // The facts of both say that it is running again, or this clock is behind the server's.
+            back.push(LiveTask::new(task.task_id.into(), facts.into(), row, true));
+        }
+    }
+    copying.finish().await?;
+    commit::merge(connection, &back.iter().collect::<Vec<_>>()).await?;
+    connection.execute("commit").await.during(OPERATION)?;
+    settled.more = (settled.more && settled.moved > 0) || unchecked >= SETTLE_AT_ONCE;
+    Ok(settled)
+}
+
+async fn take_due(connection: &mut PgConnection, linger_seconds: u32) -> Result<Vec<Leaving>> {
+    const OPERATION: &str = "take due tasks";
+    let taken = sqlx::query("select task_id, facts, queue from kanchi.take_due(make_interval(secs => $1), $2)")
+        .bind(f64::from(linger_seconds))
+        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX))
+        .fetch_all(connection)
+        .await
+        .during(OPERATION)?;
+    Ok(taken
+        .into_iter()
+        .map(|row| leaving(row.get(0), row.get(1), row.get(2)))
+        .collect())
+}
+
+fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving {
+    let facts = TaskFacts::decode(&encoded);
+    if let Err(error) = &facts {
+        tracing::error!(%error, task.id = task_id, "the facts of a task are kept as they are");
+    }
+    Leaving {
+        task_id,
+        readable: facts.is_ok(),
+        facts: facts.unwrap_or_default(),
+        encoded: Some(encoded),
+        queue,
+        merged: false,
+    }
+}
+
+/// Takes rows of the same ids out of history and adds their facts: recent history for tasks whose beginning was seen,
+/// all of it for the others, which are late events of tasks that were archived.
+async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) -> Result<()> {
+    const OPERATION: &str = "merge with history";
+    leaving.sort_by(|a, b| a.task_id.cmp(&b.task_id));
+    for (ids, since) in by_age(leaving) {
+        let sql = format!("select task_id, facts, queue, queue_inferred from kanchi.take_history($1, {since})");
+        let taken = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
+        for row in taken.during(OPERATION)? {
+            let old = leaving_of_history(&row);
+            let Ok(index) = leaving.binary_search_by(|task| task.task_id.as_str().cmp(&old.task_id)) else {
+                continue;
+            };
+            if let Some(task) = leaving.get_mut(index) {
+                task.merged = true;
+                task.facts.merge(&old.facts);
+                task.queue = task.queue.take().or(old.queue);
+                if old.readable {
+                    task.encoded = None;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ids by how far back history is searched for them: recent history for tasks whose beginning was seen, all of it for
+/// the others. As many together as a statement is made for.
+fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
+    let begun = |task: &&Leaving| model::has_a_beginning(&task.facts.project());
+    let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = tasks.iter().partition(begun);
+    let searched = [(young, "now() - interval '2 days'"), (late, "'-infinity'::timestamptz")];
+    let mut all = Vec::new();
+    for (tasks, since) in searched {
+        let parts = tasks.chunks(SETTLE_AT_ONCE);
+        all.extend(parts.map(|part| (part.iter().map(|task| task.task_id.clone()).collect(), since)));
+    }
+    all
+}
+
+/// Takes live tasks that are not final but whose id history knows. Returns how many were looked up, which are those that came
+/// after the ones that were looked up before.
+async fn take_archived(
+    connection: &mut PgConnection,
+    linger_seconds: u32,
+    sweep: &mut Sweep,
+    leaving: &mut Vec<Leaving>,
+) -> Result<usize> {
+    const OPERATION: &str = "look for live tasks in history";
+    let query =
+        sqlx::query("select task_id, facts, first_seen_at from kanchi.unchecked($1, make_interval(secs => $2), $3)")
+            .bind(sweep.through)
+            .bind(f64::from(linger_seconds))
+            .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX));
+    let rows = query.fetch_all(&mut *connection).await.during(OPERATION)?;
+    let newest = rows.last().map(|row| row.get(2));
+    let unchecked: Vec<Leaving> = rows
+        .into_iter()
+        .map(|row| self::leaving(row.get(0), row.get(1), None))
+        .collect();
+    let mut archived: Vec<String> = Vec::new();
+    for (ids, since) in by_age(&unchecked) {
+        let sql = format!("select kanchi.archived($1, {since})");
+        let found = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
+        archived.extend(found.during(OPERATION)?.iter().map(|row| row.get::<String, _>(0)));
+    }
+    let mut left = 0;
+    if !archived.is_empty() {
+        let query = sqlx::query("select task_id, facts, queue from kanchi.take_live($1)").bind(&archived);
+        let taken = query.fetch_all(connection).await.during(OPERATION)?;
+        left = archived.len().saturating_sub(taken.len());
+        leaving.extend(
+            taken
+                .into_iter()
+                .map(|row| self::leaving(row.get(0), row.get(1), row.get(2))),
+        );
+    }
+    if left > 0 {
+        // A commit is writing one: all are looked up again, the next time.
+        return Ok(0);
+    }
+    sweep.through = newest.unwrap_or(sweep.through);
+    Ok(unchecked.len())
+}
+
+fn leaving_of_history(row: &sqlx::postgres::PgRow) -> Leaving {
+    let inferred: bool = row.get(3);
+    leaving(
+        row.get(0),
+        row.get(1),
+        row.get::<Option<String>, _>(2).filter(|_| inferred),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_goes_on_for_a_day_and_begins_anew() {
+        let now = Instant::now();
+        let sweep = Sweep {
+            through: 7,
+            ..Sweep::default().at(now)
+        };
+        assert_eq!(sweep.at(now + SWEEP_EVERY / 2).through, 7);
+        assert_eq!(sweep.at(now + SWEEP_EVERY).through, 0);
+    }
+}
