@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use kanchi_domain::{TaskFacts, UnixMicros};
+use kanchi_domain::{TaskFacts, TaskRow, UnixMicros};
 use sqlx::{Executor, PgConnection, Row};
 
 use crate::error::{During, Result};
@@ -56,12 +56,38 @@ pub struct Settled {
 /// A task on its way to history.
 struct Leaving {
     task_id: String,
+    /// Those of its rows in history included.
     facts: TaskFacts,
-    /// As stored, while nothing was added; facts that cannot be read are kept like this.
-    encoded: Option<Vec<u8>>,
+    /// As stored; facts that cannot be read are kept like this.
+    encoded: Vec<u8>,
     readable: bool,
     queue: Option<String>,
-    merged: bool,
+    /// Its rows in history, of which there is more than one only if it ran again after days.
+    old: Vec<Self>,
+}
+
+impl Leaving {
+    /// Returns its row, and the facts that this is of.
+    fn project(&self, now: UnixMicros) -> (TaskRow, Vec<u8>) {
+        let mut row = self.facts.project_at(now);
+        let queue = self
+            .queue
+            .as_ref()
+            .or_else(|| self.old.iter().find_map(|old| old.queue.as_ref()));
+        if row.queue.is_none()
+            && let Some(queue) = queue
+        {
+            row.queue = Some(queue.as_str().into());
+            row.queue_inferred = true;
+        }
+        let joined = self.old.iter().any(|old| old.readable);
+        let facts = if joined {
+            self.facts.encode()
+        } else {
+            self.encoded.clone()
+        };
+        (row, facts)
+    }
 }
 
 /// Moves what is due, and with `sweep` what history knows; the transaction is left open on an error.
@@ -87,20 +113,22 @@ pub(super) async fn run(
     let mut copying = Copying::new(connection, history::target(OPERATION));
     let mut back = Vec::new();
     for task in leaving {
-        let mut row = task.facts.project_at(now);
-        if row.queue.is_none() && task.queue.is_some() {
-            row.queue = task.queue.map(Into::into);
-            row.queue_inferred = true;
-        }
-        let facts = task.encoded.unwrap_or_else(|| task.facts.encode());
+        let (row, facts) = task.project(now);
         if row.is_final() {
             settled.moved += 1;
-            settled.merged += u64::from(task.merged);
+            settled.merged += u64::from(!task.old.is_empty());
             history::push(copying.row().await?, &task.task_id, &facts, &row, retention);
-        } else {
-            // The facts of both say that it is running again, or this clock is behind the server's.
-            back.push(LiveTask::new(task.task_id.into(), facts.into(), row, true));
+            continue;
         }
+        // It is running again, and whoever writes the live row need not know of the run before: that stays in history until
+        // this one ends, too. Or this clock is behind the server's.
+        for old in &task.old {
+            let (row, facts) = old.project(now);
+            history::push(copying.row().await?, &old.task_id, &facts, &row, retention);
+        }
+        let live = self::leaving(task.task_id, task.encoded, task.queue);
+        let (row, facts) = live.project(now);
+        back.push(LiveTask::new(live.task_id.into(), facts.into(), row, true));
     }
     copying.finish().await?;
     commit::merge(connection, &back.iter().collect::<Vec<_>>()).await?;
@@ -132,9 +160,9 @@ fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving 
         task_id,
         readable: facts.is_ok(),
         facts: facts.unwrap_or_default(),
-        encoded: Some(encoded),
+        encoded,
         queue,
-        merged: false,
+        old: Vec::new(),
     }
 }
 
@@ -152,12 +180,8 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
                 continue;
             };
             if let Some(task) = leaving.get_mut(index) {
-                task.merged = true;
                 task.facts.merge(&old.facts);
-                task.queue = task.queue.take().or(old.queue);
-                if old.readable {
-                    task.encoded = None;
-                }
+                task.old.push(old);
             }
         }
     }

@@ -120,6 +120,30 @@ async fn a_rerun_over_two_batches_and_one_whose_row_has_left_end_in_one_row() {
 }
 
 #[tokio::test]
+async fn a_rerun_that_takes_long_does_not_lose_the_run_before() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let rows = "select (select count(*) from kanchi.task_live), (select count(*) from kanchi.task)";
+    let whole = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
+    let again = [received(ID, 100), started(ID, 101), succeeded(ID, 102)];
+    let first = batch(m.epoch, vec![live(ID, &whole, false)]);
+    m.writer.commit(&first).await.unwrap();
+    let second = batch(m.epoch, vec![live(ID, &again[..2], false)]);
+    m.writer.commit(&second).await.unwrap();
+    // It is looked up in history now, and found.
+    assert_eq!(m.reporter.settle(now(), 0).await.unwrap().moved, 0);
+    assert_eq!(world.sql(rows), "1|1");
+
+    // Whoever saw the second run only knows nothing of the first.
+    let ended = batch(m.epoch, vec![live(ID, &again, true)]);
+    m.writer.commit(&ended).await.unwrap();
+    settle(&mut m.reporter, now()).await;
+    assert_eq!(world.sql(rows), "0|1");
+    let task = world.reader().await.task(m.key.0, ID, now()).await.unwrap().unwrap();
+    assert_eq!(task.row, row_of(&live(ID, &[whole, again].concat(), false)));
+}
+
+#[tokio::test]
 async fn a_task_that_begins_and_ends_in_one_batch_goes_straight_to_history() {
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
