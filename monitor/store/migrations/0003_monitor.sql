@@ -37,6 +37,11 @@ language sql immutable strict parallel safe as $$
         + (p_value % 1000000) * interval '1 microsecond'
 $$;
 
+create function kanchi.unix_micros(p_time timestamptz) returns bigint
+language sql stable strict parallel safe as $$
+    select (extract(epoch from p_time) * 1000000)::bigint
+$$;
+
 -- === The event path ===
 
 create function kanchi.begin_epoch(p_instance text) returns bigint
@@ -206,7 +211,7 @@ declare
     b integer := kanchi.current_broker();
     after timestamptz := kanchi.micros(p_after);
 begin
-    return query select (extract(epoch from page.first_seen_at) * 1000000)::bigint, page.task_id,
+    return query select kanchi.unix_micros(page.first_seen_at), page.task_id,
             case when page.is_held then page.facts end
         from (
             select l.*, lead(l.task_id) over (order by l.first_seen_at, l.task_id) is null as is_last,
@@ -255,7 +260,7 @@ declare
     b integer := kanchi.current_broker();
     after timestamptz := kanchi.micros(p_after);
 begin
-    return query select (extract(epoch from page.first_seen_at) * 1000000)::bigint, page.task_id,
+    return query select kanchi.unix_micros(page.first_seen_at), page.task_id,
             case when page.is_open then page.state end
         from (
             select l.*, lead(l.task_id) over (order by l.first_seen_at, l.task_id) is null as is_last,
@@ -454,7 +459,8 @@ $$;
 
 -- Ids of these tasks that have a row in history, found by the index on the id's hash: `broker_id::bigint`, here and below,
 -- hides the column from the index that lists are served by, which on an empty table costs the same. Looking into every partition for every task would cost more than
--- storing it, so the caller says how far back: two days for a task that looks newly born, for ever for one that does not.
+-- storing it, so the caller says how far back: an hour for a task that ends, two days for one that lingers, for ever for one whose
+-- beginning was not seen.
 create function kanchi.archived(p_task_id text[], p_since timestamptz) returns setof text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
@@ -471,10 +477,10 @@ begin
             and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= until;
 end $$;
 
--- Takes tasks that are due out of the live table, by the index on `due_at`. Rows that a commit is writing are left for later:
--- no waiting, no deadlock.
-create function kanchi.take_due(p_linger interval, p_limit integer)
-returns table (task_id text, facts bytea, queue text)
+-- Locks tasks that are due, found by the index on `due_at`. Rows that a commit is writing are left for later: no waiting,
+-- no deadlock.
+create function kanchi.due(p_linger interval, p_limit integer)
+returns table (task_id text, facts bytea, queue text, first_seen_at bigint)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -482,23 +488,18 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 declare
     b integer := kanchi.current_broker();
     before timestamptz := now() - p_linger;
-    due tid[];
 begin
-    -- In two steps: joined in one statement, the planner guesses the limit and reads the whole table. A row that is
-    -- locked stays where it is.
-    due := array(
-        select l.ctid from kanchi.task_live l
+    return query select l.task_id, l.facts, l.queue, kanchi.unix_micros(l.first_seen_at) from kanchi.task_live l
         where l.broker_id::bigint = b and l.due_at <= before and l.first_seen_at <= before
         order by l.due_at
         limit least(p_limit, 10000)
-        for update skip locked);
-    return query delete from kanchi.task_live l where l.ctid = any (due) returning l.task_id, l.facts, l.queue;
+        for update skip locked;
 end $$;
 
 -- Tasks that came after `p_since`, are there for the linger and have nothing to settle, oldest first: a late event of an
 -- archived task looks like that. All of those that came in the same moment, so that the caller can go on behind it.
 create function kanchi.unchecked(p_since bigint, p_linger interval, p_limit integer)
-returns table (task_id text, facts bytea, first_seen_at bigint)
+returns table (task_id text, facts bytea, queue text, first_seen_at bigint)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -507,7 +508,7 @@ declare
     b integer := kanchi.current_broker();
     since timestamptz := kanchi.micros(p_since);
 begin
-    return query select l.task_id, l.facts, (extract(epoch from l.first_seen_at) * 1000000)::bigint from kanchi.task_live l
+    return query select l.task_id, l.facts, l.queue, kanchi.unix_micros(l.first_seen_at) from kanchi.task_live l
         where l.broker_id::bigint = b and l.first_seen_at > since and l.first_seen_at <= now() - p_linger
             and l.due_at is null
         order by l.first_seen_at
@@ -516,7 +517,7 @@ end $$;
 
 -- Takes tasks that have ended out of the live table; returns those that were there. In one statement, whose snapshot keeps
 -- what it has found from being replaced; one that is settled meanwhile is waited for, and gone then.
-create function kanchi.take_ended(p_task_id text[]) returns setof text
+create function kanchi.take_ended(p_task_id text[]) returns table (task_id text, first_seen_at bigint)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -527,28 +528,28 @@ begin
     return query delete from kanchi.task_live l where l.ctid = any (array(
         select f.ctid from unnest(p_task_id) as i cross join lateral (
             select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i offset 0) as f))
-        returning l.task_id;
+        returning l.task_id, kanchi.unix_micros(l.first_seen_at);
 end $$;
 
--- Takes these tasks out of the live table, except those that a commit is writing.
-create function kanchi.take_live(p_task_id text[]) returns table (task_id text, facts bytea, queue text)
+-- Locks those of these tasks that are in the live table, except those that a commit is writing.
+create function kanchi.lock_live(p_task_id text[])
+returns table (task_id text, facts bytea, queue text, first_seen_at bigint)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     b integer := kanchi.current_broker();
-    free tid[] := array(
-        select l.ctid from unnest(p_task_id) as i cross join lateral (
-            select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i
-            offset 0 for update skip locked) as l);
 begin
-    return query delete from kanchi.task_live l where l.ctid = any (free) returning l.task_id, l.facts, l.queue;
+    return query select l.* from unnest(p_task_id) as i cross join lateral (
+        select k.task_id, k.facts, k.queue, kanchi.unix_micros(k.first_seen_at)
+        from kanchi.task_live k where k.broker_id = b and k.task_id = i
+        offset 0 for update skip locked) as l;
 end $$;
 
 -- Takes the rows of these tasks out of history, to be written again together with what came late.
 create function kanchi.take_history(p_task_id text[], p_since timestamptz)
-returns table (task_id text, facts bytea, queue text, queue_inferred boolean)
+returns table (task_id text, facts bytea, queue text, queue_inferred boolean, first_stored_at bigint)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -561,7 +562,8 @@ begin
     return query delete from kanchi.task t
         where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id::bigint = b
             and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= now()
-        returning t.task_id, t.facts, t.queue, t.queue_inferred;
+        returning t.task_id, t.facts, t.queue, t.queue_inferred,
+            kanchi.unix_micros(coalesce(t.first_stored_at, t.stored_at));
 end $$;
 
 -- === Reports ===

@@ -26,8 +26,3 @@ create index task_arrived_any on kanchi.task (
 -- Workflows, by root and within one by parent. Tasks that stand alone, which are their own root, are not in it.
 create index task_family on kanchi.task (hashtextextended(root_id, 0), hashtextextended(parent_id, 0))
     where root_id <> task_id;
-
-create function kanchi.unix_micros(p_time timestamptz) returns bigint
-language sql stable strict parallel safe as $$
-    select (extract(epoch from p_time) * 1000000)::bigint
-$$;

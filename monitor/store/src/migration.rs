@@ -43,7 +43,7 @@ const MIGRATIONS: [Migration; 5] = [
 pub(crate) const LATEST: i32 = 5;
 
 /// The oldest server whose SQL is used here.
-const OLDEST_SERVER: i32 = 130_000;
+const OLDEST_SERVER: i32 = 140_000;
 
 const OPERATION: &str = "migrate the schema";
 
@@ -114,7 +114,7 @@ async fn check_server(connection: &mut PgConnection) -> Result<()> {
     let query = "select current_setting('server_version_num')::integer, current_setting('server_version')";
     let row = sqlx::query(query).fetch_one(connection).await.during(OPERATION)?;
     if row.get::<i32, _>(0) < OLDEST_SERVER {
-        let message = format!("Postgres {} is too old: 13 or newer is needed", row.get::<String, _>(1));
+        let message = format!("Postgres {} is too old: 14 or newer is needed", row.get::<String, _>(1));
         return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
     }
     Ok(())

@@ -93,17 +93,16 @@ impl StoreReader {
     /// Returns the stored event arrays (JSON) of one task, in order of storage, at most 1,000.
     pub async fn events(&mut self, broker_key: i32, task_id: &str) -> Result<Vec<Vec<u8>>> {
         const OPERATION: &str = "load the events of a task";
-        let query = sqlx::query(
-            "select events from kanchi.event_chunk
-             where hashtextextended(task_id, 0) = hashtextextended($2, 0) and task_id = $2 and broker_id = $1
-             order by stored_at, first_at limit 1000",
-        );
-        let query = query.bind(broker_key).bind(task_id);
+        let query = sqlx::query(include_str!("sql/task_events.sql"))
+            .bind(broker_key)
+            .bind(task_id)
+            .bind(0_i64)
+            .bind(1_000_i64);
         let rows = within(OPERATION, async {
             query.fetch_all(&mut self.connection).await.during(OPERATION)
         })
         .await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        Ok(rows.iter().map(|row| row.get(1)).collect())
     }
 
     /// Counts the rows of a broker by state as written, live and settled: for tests and small databases. A live row

@@ -7,6 +7,8 @@ mod world;
 
 #[path = "store/admin.rs"]
 mod admin;
+#[path = "store/events.rs"]
+mod events;
 #[path = "store/failures.rs"]
 mod failures;
 #[path = "store/lease.rs"]

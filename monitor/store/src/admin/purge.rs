@@ -17,9 +17,6 @@ const OPERATION: &str = "purge a history";
 /// Pages that one step reads: 16 MiB, some ten milliseconds when they are cached.
 const PAGES: i64 = 2_048;
 
-/// The same for Postgres 13, which reads a table from its beginning for each step.
-const PAGES_WITHOUT_RANGE_SCAN: i64 = 65_536;
-
 /// Brokers that one reading of the tables is for.
 const MAX_BROKERS: i64 = 1_000;
 
@@ -58,8 +55,6 @@ struct Reading {
     page: i64,
     /// Pages that the first table had when its turn came: what others write meanwhile is none of these brokers'.
     end: Option<i64>,
-    /// Pages that one step reads.
-    pages: i64,
 }
 
 impl StoreAdmin {
@@ -119,7 +114,7 @@ impl Purge {
                 return Ok(Purged::Some { rows: 0 });
             }
             let rows = self.admin.purge_pages(table, reading).await?;
-            reading.page += reading.pages;
+            reading.page += PAGES;
             return Ok(Purged::Some { rows });
         }
         // The upkeep may have moved rows into a partition of their own meanwhile.
@@ -139,17 +134,14 @@ impl Purge {
 impl StoreAdmin {
     async fn begin_reading(&self, rest: Duration) -> Result<Option<Reading>> {
         let query = sqlx::query(
-            "select broker_id, current_setting('server_version_num')::integer from kanchi.broker
+            "select broker_id from kanchi.broker
              where purge_ordered_at <= now() - make_interval(secs => $1) order by purge_ordered_at limit $2",
         );
         let query = query.bind(rest.as_secs_f64()).bind(MAX_BROKERS);
         let rows = query.fetch_all(&self.pool).await.during(OPERATION)?;
-        let Some(first) = rows.first() else { return Ok(None) };
-        let pages = if first.get::<i32, _>(1) < 140_000 {
-            PAGES_WITHOUT_RANGE_SCAN
-        } else {
-            PAGES
-        };
+        if rows.is_empty() {
+            return Ok(None);
+        }
         let tables = self.leaves().await?;
         Ok(Some(Reading {
             brokers: rows.iter().map(|row| row.get(0)).collect(),
@@ -157,7 +149,6 @@ impl StoreAdmin {
             tables: tables.into(),
             page: 0,
             end: None,
-            pages,
         }))
     }
 
@@ -186,7 +177,7 @@ impl StoreAdmin {
         let statement = format!(
             "delete from {table} where ctid >= '({},0)' and ctid < '({},0)' and broker_id = any ($1)",
             reading.page,
-            reading.page + reading.pages
+            reading.page + PAGES
         );
         let deleting = sqlx::query(&statement).bind(&reading.brokers).persistent(false);
         match deleting.execute(&self.pool).await.during(OPERATION) {

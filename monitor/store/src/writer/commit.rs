@@ -1,6 +1,6 @@
 //! One transaction per batch.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use kanchi_domain::UnixMicros;
@@ -12,6 +12,7 @@ use crate::model::{BatchHead, EventChunk, FailureDelta, LiveTask, TaskChanges};
 use crate::retention::RetentionPolicy;
 use crate::statistics::{self, StatisticDelta};
 use crate::writer::copy::{Copying, Target, clamped};
+use crate::writer::history::Entry;
 use crate::writer::{Ending, Stored, history, json};
 
 pub(super) const OPERATION: &str = "commit a batch";
@@ -31,7 +32,7 @@ pub(super) enum Begun {
     Ahead(Known),
 }
 
-/// Those tasks of a batch that began and ended within it and that recent history (two days) knows: their id ran before.
+/// Those tasks of a batch that began and ended within it and that the last hour of history knows: their id ran before.
 #[derive(Debug)]
 pub(super) struct Known(HashSet<String>);
 
@@ -96,7 +97,7 @@ pub(super) async fn go_ahead(
         .collect();
     let known = archived(connection, &born).await?;
     born.retain(|task| !known.contains(&*task.task_id));
-    copy_ended(connection, &born, retention).await?;
+    copy_ended(connection, born.into_iter().map(|task| (task, None)), retention).await?;
     Ok(Known(known))
 }
 
@@ -127,7 +128,8 @@ impl End<'_> {
         let newest = newest_of(self.changes);
         let gone_ahead = |task: &&LiveTask| is_newly_born(task, newest) && !self.known.0.contains(&*task.task_id);
         let live: Vec<&LiveTask> = new.iter().copied().filter(|task| !gone_ahead(task)).collect();
-        copy_ended(connection, &left, self.retention).await?;
+        let ended = left.iter().map(|(task, first_stored)| (*task, Some(*first_stored)));
+        copy_ended(connection, ended, self.retention).await?;
         copy_live(connection, &live).await?;
         merge(connection, &stored).await?;
         let end = match self.ending {
@@ -138,34 +140,41 @@ impl End<'_> {
         let live = live.iter().chain(&stored).map(|task| Arc::clone(&task.task_id));
         Ok(Stored::Now {
             live: live.collect(),
-            left: left.iter().map(|task| Arc::clone(&task.task_id)).collect(),
+            left: left.iter().map(|(task, _)| Arc::clone(&task.task_id)).collect(),
         })
     }
 }
 
 /// Takes tasks that have ended out of the live table: they go to history with the batch that says so. Returns those that were
-/// there, and those that stay and are merged when they settle: still open, without a beginning (late events of an archived
+/// there with the moment since when they were, and those that stay and are merged when they settle: still open, without a beginning (late events of an archived
 /// task, for which all of history is searched), or in history already. That is asked last: what was settled until then is
 /// known, also if the batch before has made a live row of it again.
 async fn take_ended<'a>(
     connection: &mut PgConnection,
     stored: &[&'a LiveTask],
-) -> Result<(Vec<&'a LiveTask>, Vec<&'a LiveTask>)> {
+) -> Result<(Vec<(&'a LiveTask, UnixMicros)>, Vec<&'a LiveTask>)> {
     let mut ended: Vec<&LiveTask> = stored.to_vec();
     // Not those that were thought to be new and are not: nobody knows what else was stored of them.
     ended.retain(|task| task.ended.is_some() && task.maybe_stored);
     ended.sort_unstable_by(|left, right| left.task_id.cmp(&right.task_id));
-    let mut there = HashSet::new();
+    let mut there: HashMap<String, UnixMicros> = HashMap::new();
     for some in ended.chunks(MERGED_AT_ONCE) {
-        let query = sqlx::query("select kanchi.take_ended($1)").bind(ids_of(some));
+        let query = sqlx::query("select task_id, first_seen_at from kanchi.take_ended($1)").bind(ids_of(some));
         let rows = query.fetch_all(&mut *connection).await.during(OPERATION)?;
-        there.extend(rows.iter().map(|row| row.get::<String, _>(0)));
+        there.extend(rows.iter().map(|row| (row.get(0), UnixMicros(row.get(1)))));
     }
-    ended.retain(|task| there.contains(&*task.task_id));
+    ended.retain(|task| there.contains_key(&*task.task_id));
     for known in archived(connection, &ended).await? {
         there.remove(&known);
     }
-    Ok(stored.iter().partition(|task| there.contains(&*task.task_id)))
+    let (mut left, mut stay) = (Vec::with_capacity(there.len()), Vec::new());
+    for task in stored {
+        match there.get(&*task.task_id) {
+            Some(first_stored) => left.push((*task, *first_stored)),
+            None => stay.push(*task),
+        }
+    }
+    Ok((left, stay))
 }
 
 /// Returns those of these tasks that recent history knows.
@@ -285,11 +294,22 @@ async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], reten
     copying.finish().await
 }
 
-async fn copy_ended(connection: &mut PgConnection, tasks: &[&LiveTask], retention: RetentionPolicy) -> Result<()> {
+/// Tasks, each with the moment when the first of its events was stored; `None`: by this transaction.
+async fn copy_ended<'t>(
+    connection: &mut PgConnection,
+    tasks: impl Iterator<Item = (&'t LiveTask, Option<UnixMicros>)>,
+    retention: RetentionPolicy,
+) -> Result<()> {
     let mut copying = Copying::new(connection, history::target(OPERATION));
-    for task in tasks {
+    for (task, first_stored) in tasks {
         if let Some(row) = &task.ended {
-            history::push(copying.row().await?, &task.task_id, &task.facts, row, retention);
+            let entry = Entry {
+                task_id: &task.task_id,
+                facts: &task.facts,
+                row,
+                first_stored,
+            };
+            history::push(copying.row().await?, &entry, retention);
         }
     }
     copying.finish().await
@@ -314,7 +334,7 @@ async fn copy_live(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result
 
 /// Writes tasks that may have a live row: arrays, because a staging table costs more and must be emptied. A statement's
 /// parameters are in memory twice, so there are several; in the order in which each of them locks its rows.
-pub(super) async fn merge(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
+async fn merge(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<()> {
     let mut tasks = tasks.to_vec();
     tasks.sort_unstable_by(|left, right| left.task_id.cmp(&right.task_id));
     for some in tasks.chunks(MERGED_AT_ONCE) {

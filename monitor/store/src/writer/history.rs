@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use kanchi_domain::{OutcomeClass, TaskRow};
+use kanchi_domain::{OutcomeClass, TaskRow, UnixMicros};
 use sqlx::{PgConnection, Row};
 
 use crate::error::{During, Result};
@@ -17,24 +17,37 @@ const PAYLOAD_HEAD: usize = 1024;
 pub(super) const fn target(operation: &'static str) -> Target {
     Target {
         statement: COPY,
-        columns: 23,
+        columns: 24,
         operation,
     }
 }
 
-const COPY: &str = "copy kanchi.task (retention_days, task_id, state, mark, name, queue, queue_inferred,
+const COPY: &str =
+    "copy kanchi.task (retention_days, first_stored_at, task_id, state, mark, name, queue, queue_inferred,
     worker, retries, root_id, parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args,
     kwargs, result, exception, facts) from stdin (format binary)";
 
+/// A task on its way to history.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry<'t> {
+    pub(super) task_id: &'t str,
+    pub(super) facts: &'t [u8],
+    pub(super) row: &'t TaskRow,
+    /// When the first of its events was stored, by the server's clock; `None`: all of them by this transaction.
+    pub(super) first_stored: Option<UnixMicros>,
+}
+
 /// Fills one row.
-pub(super) fn push(row_of: &mut Rows, task_id: &str, facts: &[u8], row: &TaskRow, retention: RetentionPolicy) {
+pub(super) fn push(row_of: &mut Rows, entry: &Entry<'_>, retention: RetentionPolicy) {
+    let row = entry.row;
     let class = match row.outcome() {
         Some(OutcomeClass::Succeeded) => retention.succeeded,
         Some(OutcomeClass::Failed) | None => retention.failed,
     };
     row_of
         .int2(i16::try_from(class.days()).unwrap_or(i16::MAX))
-        .text(task_id)
+        .maybe_time(entry.first_stored)
+        .text(entry.task_id)
         .text(row.state.as_str())
         .maybe_text(row.mark.map(kanchi_domain::TaskMark::as_str))
         .maybe_text(row.name.as_deref())
@@ -55,7 +68,7 @@ pub(super) fn push(row_of: &mut Rows, task_id: &str, facts: &[u8], row: &TaskRow
         .maybe_text(payload(row.kwargs.as_ref()))
         .maybe_text(payload(row.result.as_ref()))
         .maybe_text(payload(row.exception.as_ref()))
-        .bytes(facts);
+        .bytes(entry.facts);
 }
 
 /// Returns what lists and search see of a payload.
@@ -63,13 +76,14 @@ fn payload(text: Option<&Arc<str>>) -> Option<&str> {
     text.map(|text| head(text, PAYLOAD_HEAD))
 }
 
-/// Returns those of these ids that recent history (two days) knows.
+/// Returns those of these ids that ended within the last hour: history of days would be a read in no order for each day and
+/// task.
 pub(super) async fn archived(
     connection: &mut PgConnection,
     ids: &[&str],
     operation: &'static str,
 ) -> Result<HashSet<String>> {
-    let query = sqlx::query("select kanchi.archived($1, now() - interval '2 days')").bind(ids);
+    let query = sqlx::query("select kanchi.archived($1, now() - interval '1 hour')").bind(ids);
     let rows = query.fetch_all(connection).await.during(operation)?;
     Ok(rows.into_iter().map(|row| row.get(0)).collect())
 }

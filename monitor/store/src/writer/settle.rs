@@ -6,13 +6,14 @@
 use std::time::{Duration, Instant};
 
 use kanchi_domain::{TaskFacts, TaskRow, UnixMicros};
+use sqlx::postgres::PgRow;
 use sqlx::{Executor, PgConnection, Row};
 
 use crate::error::{During, Result};
-use crate::model::{self, LiveTask};
+use crate::model;
 use crate::retention::RetentionPolicy;
 use crate::writer::copy::Copying;
-use crate::writer::{commit, history};
+use crate::writer::history::{self, Entry};
 
 /// Tasks that one call moves at most: some 10 MB, some tens of milliseconds.
 const SETTLE_AT_ONCE: usize = 2_000;
@@ -62,11 +63,22 @@ struct Leaving {
     encoded: Vec<u8>,
     readable: bool,
     queue: Option<String>,
+    /// When the first of its events was stored, those of its rows in history included.
+    first_stored: UnixMicros,
     /// Its rows in history, of which there is more than one only if it ran again after days.
     old: Vec<Self>,
 }
 
 impl Leaving {
+    const fn entry<'t>(&'t self, row: &'t TaskRow, facts: &'t [u8]) -> Entry<'t> {
+        Entry {
+            task_id: self.task_id.as_str(),
+            facts,
+            row,
+            first_stored: Some(self.first_stored),
+        }
+    }
+
     /// Returns its row, and the facts that this is of.
     fn project(&self, now: UnixMicros) -> (TaskRow, Vec<u8>) {
         let mut row = self.facts.project_at(now);
@@ -100,58 +112,56 @@ pub(super) async fn run(
 ) -> Result<Settled> {
     const OPERATION: &str = "settle final tasks";
     connection.execute("begin").await.during(OPERATION)?;
-    let mut leaving = take_due(connection, linger_seconds).await?;
+    let mut leaving = due(connection, linger_seconds).await?;
     let mut settled = Settled {
         more: leaving.len() == SETTLE_AT_ONCE,
         ..Settled::default()
     };
     let unchecked = match sweep {
-        Some(sweep) => take_archived(connection, linger_seconds, sweep, &mut leaving).await?,
+        Some(sweep) => archived_live(connection, linger_seconds, sweep, &mut leaving).await?,
         None => 0,
     };
     join_history(connection, &mut leaving).await?;
     let mut copying = Copying::new(connection, history::target(OPERATION));
-    let mut back = Vec::new();
-    for task in leaving {
+    let mut moved: Vec<&str> = Vec::new();
+    for task in &leaving {
         let (row, facts) = task.project(now);
         if row.is_final() {
-            settled.moved += 1;
+            moved.push(&task.task_id);
             settled.merged += u64::from(!task.old.is_empty());
-            history::push(copying.row().await?, &task.task_id, &facts, &row, retention);
+            history::push(copying.row().await?, &task.entry(&row, &facts), retention);
             continue;
         }
         // It is running again, and whoever writes the live row need not know of the run before: that stays in history until
-        // this one ends, too. Or this clock is behind the server's.
+        // this one ends, too. Or this clock is behind the server's. The live row stays as it is.
         for old in &task.old {
             let (row, facts) = old.project(now);
-            history::push(copying.row().await?, &old.task_id, &facts, &row, retention);
+            history::push(copying.row().await?, &old.entry(&row, &facts), retention);
         }
-        let live = self::leaving(task.task_id, task.encoded, task.queue);
-        let (row, facts) = live.project(now);
-        back.push(LiveTask::new(live.task_id.into(), facts.into(), row, true));
     }
     copying.finish().await?;
-    commit::merge(connection, &back.iter().collect::<Vec<_>>()).await?;
+    settled.moved = moved.len() as u64;
+    let query = sqlx::query("select count(*) from kanchi.take_ended($1)").bind(moved);
+    query.execute(&mut *connection).await.during(OPERATION)?;
     connection.execute("commit").await.during(OPERATION)?;
     settled.more = (settled.more && settled.moved > 0) || unchecked >= SETTLE_AT_ONCE;
     Ok(settled)
 }
 
-async fn take_due(connection: &mut PgConnection, linger_seconds: u32) -> Result<Vec<Leaving>> {
-    const OPERATION: &str = "take due tasks";
-    let taken = sqlx::query("select task_id, facts, queue from kanchi.take_due(make_interval(secs => $1), $2)")
-        .bind(f64::from(linger_seconds))
-        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX))
-        .fetch_all(connection)
-        .await
-        .during(OPERATION)?;
-    Ok(taken
-        .into_iter()
-        .map(|row| leaving(row.get(0), row.get(1), row.get(2)))
-        .collect())
+/// Locks tasks that are due.
+async fn due(connection: &mut PgConnection, linger_seconds: u32) -> Result<Vec<Leaving>> {
+    const OPERATION: &str = "find due tasks";
+    let query =
+        sqlx::query("select task_id, facts, queue, first_seen_at from kanchi.due(make_interval(secs => $1), $2)")
+            .bind(f64::from(linger_seconds))
+            .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX));
+    let rows = query.fetch_all(connection).await.during(OPERATION)?;
+    Ok(rows.iter().map(leaving).collect())
 }
 
-fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving {
+/// Reads task id, facts, queue and the moment of its first event.
+fn leaving(row: &PgRow) -> Leaving {
+    let (task_id, encoded): (String, Vec<u8>) = (row.get(0), row.get(1));
     let facts = TaskFacts::decode(&encoded);
     if let Err(error) = &facts {
         tracing::error!(%error, task.id = task_id, "the facts of a task are kept as they are");
@@ -161,7 +171,8 @@ fn leaving(task_id: String, encoded: Vec<u8>, queue: Option<String>) -> Leaving 
         readable: facts.is_ok(),
         facts: facts.unwrap_or_default(),
         encoded,
-        queue,
+        queue: row.get(2),
+        first_stored: UnixMicros(row.get(3)),
         old: Vec::new(),
     }
 }
@@ -172,15 +183,18 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
     const OPERATION: &str = "merge with history";
     leaving.sort_by(|a, b| a.task_id.cmp(&b.task_id));
     for (ids, since) in by_age(leaving) {
-        let sql = format!("select task_id, facts, queue, queue_inferred from kanchi.take_history($1, {since})");
+        let sql = format!(
+            "select task_id, facts, case when queue_inferred then queue end, first_stored_at from kanchi.take_history($1, {since})"
+        );
         let taken = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
         for row in taken.during(OPERATION)? {
-            let old = leaving_of_history(&row);
+            let old = self::leaving(&row);
             let Ok(index) = leaving.binary_search_by(|task| task.task_id.as_str().cmp(&old.task_id)) else {
                 continue;
             };
             if let Some(task) = leaving.get_mut(index) {
                 task.facts.merge(&old.facts);
+                task.first_stored = task.first_stored.min(old.first_stored);
                 task.old.push(old);
             }
         }
@@ -202,26 +216,24 @@ fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
     all
 }
 
-/// Takes live tasks that are not final but whose id history knows. Returns how many were looked up, which are those that came
+/// Locks live tasks that are not final but whose id history knows. Returns how many were looked up, which are those that came
 /// after the ones that were looked up before.
-async fn take_archived(
+async fn archived_live(
     connection: &mut PgConnection,
     linger_seconds: u32,
     sweep: &mut Sweep,
     leaving: &mut Vec<Leaving>,
 ) -> Result<usize> {
     const OPERATION: &str = "look for live tasks in history";
-    let query =
-        sqlx::query("select task_id, facts, first_seen_at from kanchi.unchecked($1, make_interval(secs => $2), $3)")
-            .bind(sweep.through)
-            .bind(f64::from(linger_seconds))
-            .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX));
+    let unchecked =
+        "select task_id, facts, queue, first_seen_at from kanchi.unchecked($1, make_interval(secs => $2), $3)";
+    let query = sqlx::query(unchecked)
+        .bind(sweep.through)
+        .bind(f64::from(linger_seconds))
+        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX));
     let rows = query.fetch_all(&mut *connection).await.during(OPERATION)?;
-    let newest = rows.last().map(|row| row.get(2));
-    let unchecked: Vec<Leaving> = rows
-        .into_iter()
-        .map(|row| self::leaving(row.get(0), row.get(1), None))
-        .collect();
+    let unchecked: Vec<Leaving> = rows.iter().map(self::leaving).collect();
+    let newest = unchecked.last().map(|task| task.first_stored.0);
     let mut archived: Vec<String> = Vec::new();
     for (ids, since) in by_age(&unchecked) {
         let sql = format!("select kanchi.archived($1, {since})");
@@ -230,14 +242,11 @@ async fn take_archived(
     }
     let mut left = 0;
     if !archived.is_empty() {
-        let query = sqlx::query("select task_id, facts, queue from kanchi.take_live($1)").bind(&archived);
-        let taken = query.fetch_all(connection).await.during(OPERATION)?;
-        left = archived.len().saturating_sub(taken.len());
-        leaving.extend(
-            taken
-                .into_iter()
-                .map(|row| self::leaving(row.get(0), row.get(1), row.get(2))),
-        );
+        let locked = "select task_id, facts, queue, first_seen_at from kanchi.lock_live($1)";
+        let locked = sqlx::query(locked).bind(&archived).fetch_all(connection).await;
+        let locked = locked.during(OPERATION)?;
+        left = archived.len().saturating_sub(locked.len());
+        leaving.extend(locked.iter().map(self::leaving));
     }
     if left > 0 {
         // A commit is writing one: all are looked up again, the next time.
@@ -245,15 +254,6 @@ async fn take_archived(
     }
     sweep.through = newest.unwrap_or(sweep.through);
     Ok(unchecked.len())
-}
-
-fn leaving_of_history(row: &sqlx::postgres::PgRow) -> Leaving {
-    let inferred: bool = row.get(3);
-    leaving(
-        row.get(0),
-        row.get(1),
-        row.get::<Option<String>, _>(2).filter(|_| inferred),
-    )
 }
 
 #[cfg(test)]

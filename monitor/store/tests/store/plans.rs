@@ -65,7 +65,7 @@ async fn tasks_are_looked_up_by_their_key_whatever_the_planner_knows() {
     let log = world.server.log();
     for statement in [
         "select l.task_id, l.facts from unnest",
-        "select l.ctid from unnest",
+        "select l.* from unnest",
         "delete from kanchi.task_live l where l.ctid = any (array(",
     ] {
         let found = plans(&log, statement);
@@ -83,14 +83,8 @@ async fn tasks_are_looked_up_by_their_key_whatever_the_planner_knows() {
     }
     for (statement, way) in [
         ("delete from kanchi.task_live", "Tid Scan on task_live"),
-        (
-            "select l.ctid from kanchi.task_live l",
-            "Index Scan using task_live_due",
-        ),
-        (
-            "select l.task_id, l.facts, (extract",
-            "Index Scan using task_live_first_seen",
-        ),
+        ("l.due_at <= before", "Index Scan using task_live_due"),
+        ("l.first_seen_at > since", "Index Scan using task_live_first_seen"),
         (
             "select t.task_id from kanchi.task t",
             "Index Cond: (hashtextextended(task_id",

@@ -42,11 +42,7 @@ const QUERIES: [(&str, &str, &[&str]); 11] = [
         "task",
         &["AND (hashtextextended(parent_id, '0'::bigint) = hashtextextended("],
     ),
-    (
-        "events",
-        "event_chunk",
-        &["(hashtextextended(task_id, '0'::bigint) = hashtextextended("],
-    ),
+    ("events", "event_chunk", &["((date_bin("]),
 ];
 
 /// Indexes, and the queries that cannot do without.
