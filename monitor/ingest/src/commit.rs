@@ -383,6 +383,8 @@ impl Committer {
     /// Returns what the store knows of the tasks that the reducer does not know; `None` when waiting was given up.
     async fn look_up(&mut self, store: &mut Store, part: &Gathered) -> Result<Option<Loaded>, Error> {
         while self.reducer.live.is_due(Instant::now()) {
+            // The old set gives its memory to the new one.
+            self.reducer.live.forget();
             let Some(loaded) = store.live_ids().await? else {
                 return Ok(None);
             };

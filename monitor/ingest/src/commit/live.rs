@@ -9,8 +9,12 @@ use std::time::{Duration, Instant};
 use foldhash::HashSet;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Live tasks that are remembered; beyond it every task is looked up. Some 4 MiB while the set is loaded anew.
-pub const MAX_LIVE: u32 = 100_000;
+/// Live tasks that are remembered; beyond it every task is looked up. With [`SPARE`] they fit into a table of 2^18 places and
+/// 2.4 MiB.
+pub const MAX_LIVE: u32 = 200_000;
+
+/// More than fit that may be remembered until the set is loaded anew.
+const SPARE: usize = 25_000;
 
 /// The set is loaded anew when it has doubled, but not before it has grown by so many.
 const GROWTH: usize = 50_000;
@@ -40,7 +44,8 @@ impl LiveIds {
     pub fn load(&mut self, loaded: LoadedIds, now: Instant) {
         let fits = loaded.0.len() <= MAX_LIVE as usize;
         self.failed = (!fits).then_some(now);
-        self.reload_at = loaded.0.len() + loaded.0.len().max(GROWTH);
+        let doubled = loaded.0.len() + loaded.0.len().max(GROWTH);
+        self.reload_at = doubled.min(MAX_LIVE as usize + SPARE);
         self.known = fits.then_some(loaded.0);
     }
 
