@@ -17,6 +17,9 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 /// Tasks that begin at once at most, so that events come in a stream and not in gushes.
 const BEGIN_AT_ONCE: u64 = 64;
 
+/// Events of most tasks.
+const EVENTS_A_TASK: f64 = 4.0;
+
 /// How often workers send lists that are not full, microseconds.
 const FLUSH: i64 = 10_000;
 
@@ -70,17 +73,84 @@ pub(crate) enum Until {
 pub(crate) enum Brake<'a> {
     /// Nothing.
     None,
+    /// So many events a second.
+    Steady(u64),
     /// It may be so many events ahead of these, counted from the stream's beginning.
     Ahead(u64, &'a AtomicU64),
 }
 
 impl Brake<'_> {
-    /// Returns how many events may be published now.
-    fn room(self, published: u64) -> u64 {
+    /// Returns how many tasks may begin now.
+    fn tasks(self, published: u64, time: i64, pace: &mut Pace) -> u64 {
         match self {
-            Self::None => u64::MAX,
-            Self::Ahead(by, of) => by.saturating_sub(published.saturating_sub(of.load(Ordering::Relaxed))),
+            Self::None => BEGIN_AT_ONCE,
+            Self::Steady(_) => pace.tasks(time),
+            Self::Ahead(by, of) => {
+                let handled = of.load(Ordering::Relaxed);
+                let room = by.saturating_sub(published.saturating_sub(handled));
+                pace.follow(time, handled);
+                pace.tasks(time).min((room as f64 / EVENTS_A_TASK) as u64)
+            }
         }
+    }
+}
+
+/// Spreads tasks over time. What has been handled grows by a whole batch at once, and whoever published as much as soon as there was
+/// room would begin all tasks of a batch within a few milliseconds: no fleet of workers does that.
+struct Pace {
+    /// Events a second that may begin.
+    rate: f64,
+    /// Tasks that may begin now.
+    due: f64,
+    last: i64,
+    /// When `rate` was taken last from what is handled, and what had been handled then.
+    from: Option<(i64, u64)>,
+}
+
+impl Pace {
+    /// Events a second before anything is known.
+    const FIRST: f64 = 60_000.0;
+    const LEAST: f64 = 10_000.0;
+    /// Microseconds that a rate is taken from: some batches.
+    const STRETCH: i64 = 500_000;
+    /// Seconds that are made up for.
+    const MADE_UP: f64 = 0.03;
+
+    fn new(time: i64, brake: Brake<'_>) -> Self {
+        let rate = match brake {
+            Brake::Steady(rate) => rate as f64,
+            Brake::None | Brake::Ahead(..) => Self::FIRST,
+        };
+        Self {
+            rate,
+            due: 0.0,
+            last: time,
+            from: None,
+        }
+    }
+
+    /// Lets a quarter more begin than was handled lately.
+    fn follow(&mut self, time: i64, handled: u64) {
+        let (since, before) = *self.from.get_or_insert((time, handled));
+        let stretch = time - since;
+        if stretch >= Self::STRETCH {
+            let rate = (handled - before) as f64 / (stretch as f64 / 1e6);
+            // A stall is no new pace.
+            self.rate = (rate * 1.25).max(self.rate * 0.8).max(Self::LEAST);
+            self.from = Some((time, handled));
+        }
+    }
+
+    /// Returns how many tasks may begin.
+    fn tasks(&mut self, time: i64) -> u64 {
+        let passed = (time - self.last) as f64 / 1e6;
+        self.last = time;
+        // What was missed while this thread had no processor is made up for, not what was missed for want of room.
+        let tasks_a_second = self.rate / EVENTS_A_TASK;
+        self.due = (self.due + passed * tasks_a_second).min(Self::MADE_UP * tasks_a_second);
+        let tasks = self.due.floor().min(BEGIN_AT_ONCE as f64);
+        self.due -= tasks;
+        tasks as u64
     }
 }
 
@@ -93,6 +163,7 @@ pub(crate) fn publish(
 ) -> Result<()> {
     let mut messages = Messages::new(stream.workload().workers);
     let mut flushed = now();
+    let mut pace = Pace::new(flushed, brake);
     loop {
         let time = now();
         let (more, ended) = match until {
@@ -108,7 +179,7 @@ pub(crate) fn publish(
             break;
         }
         let before = stream.events();
-        stream.begin((brake.room(before) / 4).min(BEGIN_AT_ONCE).min(more), time);
+        stream.begin(brake.tasks(before, time, &mut pace).min(more), time);
         let mut result = Ok(());
         stream.take_due(time, |event| {
             messages.push(event, |message| {

@@ -22,6 +22,10 @@ use crate::rig::Rig;
 /// Queue of the consumer that only acknowledges.
 const QUEUE: &str = "bench.only-acknowledged";
 
+/// The queue fills at the pace of a large fleet: published as fast as the broker takes them, the events of a task that takes
+/// milliseconds would lie thousands of others apart.
+const FLEET: Brake<'_> = Brake::Steady(25_000);
+
 /// Processor seconds that a broker with nothing to do may use in a second; it counts its own statistics.
 const AT_REST: f64 = 0.15;
 
@@ -50,7 +54,7 @@ pub(crate) fn measure(
         runtime,
         publisher: &publisher,
     };
-    drive::publish(&mut stream, &mut blocking, Until::Events(sizes.queued), Brake::None)?;
+    drive::publish(&mut stream, &mut blocking, Until::Events(sizes.queued), FLEET)?;
     let events = stream.events();
     rested(&rabbit)?;
 
