@@ -154,9 +154,11 @@ create table kanchi.task (
         then kanchi.shared_broker() else split_part(session_user, '_', 4)::integer end,
     retention_days smallint not null,
     stored_at timestamptz not null default now(),
-    -- When the first of its events was stored: where to look for them. Null: all of them came with this row.
-    first_stored_at timestamptz,
-    task_id text not null check (octet_length(task_id) between 1 and 255),
+    -- When the first of its events was stored: where to look for them. Null: all of them came with this row. A monitor says it: the
+    -- reader keeps it within what can be stored.
+    first_stored_at timestamptz check (isfinite(first_stored_at)),
+    -- Byte by byte, as in task_live: both are read in one order.
+    task_id text collate "C" not null check (octet_length(task_id) between 1 and 255),
     state text not null,
     mark text,
     name text,

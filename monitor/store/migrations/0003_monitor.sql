@@ -459,7 +459,7 @@ $$;
 
 -- Ids of these tasks that have a row in history, found by the index on the id's hash: `broker_id::bigint`, here and below,
 -- hides the column from the index that lists are served by, which on an empty table costs the same. Looking into every partition for every task would cost more than
--- storing it, so the caller says how far back: an hour for a task that ends, two days for one that lingers, for ever for one whose
+-- storing it, so the caller says how far back: three hours for a task that ends, two days for one that lingers, for ever for one whose
 -- beginning was not seen.
 create function kanchi.archived(p_task_id text[], p_since timestamptz) returns setof text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
@@ -472,7 +472,7 @@ declare
     -- What was settled since this transaction began is history as well.
     until timestamptz := clock_timestamp();
 begin
-    return query select t.task_id from kanchi.task t
+    return query select distinct t.task_id from kanchi.task t
         where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id::bigint = b
             and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= until;
 end $$;
@@ -529,6 +529,20 @@ begin
         select f.ctid from unnest(p_task_id) as i cross join lateral (
             select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i offset 0) as f))
         returning l.task_id, kanchi.unix_micros(l.first_seen_at);
+end $$;
+
+-- Lets tasks that were due, and stay, be due again later, so that others get their turn; those without a time never, unless a
+-- commit says so.
+create function kanchi.postpone(p_task_id text[], p_until timestamptz) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    b integer := kanchi.current_broker();
+begin
+    update kanchi.task_live l set due_at = p_until where l.ctid = any (array(
+        select f.ctid from unnest(p_task_id) as i cross join lateral (
+            select k.ctid from kanchi.task_live k where k.broker_id = b and k.task_id = i offset 0) as f));
 end $$;
 
 -- Locks those of these tasks that are in the live table, except those that a commit is writing.

@@ -35,7 +35,7 @@ begin
         'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])', 'save_failures(jsonb)',
         'load_facts(text[])', 'live_ids(integer)', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
         'archived(text[], timestamptz)', 'due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(bigint, interval, integer)', 'take_ended(text[])',
-        'lock_live(text[])',
+        'lock_live(text[])', 'postpone(text[], timestamptz)',
         'held(text[], boolean, bigint, text, integer)', 'forget_workers(text[])',
         'beat(jsonb)', 'save_queues(bigint, jsonb, boolean)', 'save_workers(jsonb, boolean)', 'previous()', 'save_gaps(jsonb)',
         'save_repairs(jsonb)', 'unended(bigint, bigint, text, integer)']

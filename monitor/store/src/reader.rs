@@ -25,7 +25,7 @@ pub struct StoredTask {
     pub task_id: String,
     /// Whether a row is in the live table.
     pub live: bool,
-    /// Rows in history; more than one only until a rerun or a late event is settled.
+    /// Rows in history; more than one where it ran again hours later, or until a rerun or a late event is settled.
     pub settled_rows: usize,
     /// Everything known of it.
     pub facts: TaskFacts,

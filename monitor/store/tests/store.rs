@@ -23,6 +23,8 @@ mod queries;
 mod query_plans;
 #[path = "store/repair.rs"]
 mod repair;
+#[path = "store/settle.rs"]
+mod settle;
 #[path = "store/shared_role.rs"]
 mod shared_role;
 #[path = "store/statistics.rs"]

@@ -2,21 +2,22 @@
 //!
 //! Only this process adds live rows, so a set that was loaded once in its epoch stays complete when it is told of each row
 //! added: also one loaded beside the end of a batch, whose rows are added right after, and whose tasks are known until then. Rows
-//! that settle are not taken out: that costs a look-up, never a wrong row. When the set has doubled it is loaded anew.
+//! that settle are not taken out: that costs a look-up, never a wrong row. When the set has doubled, or its
+//! table is full, it is loaded anew.
 
 use std::time::{Duration, Instant};
 
 use foldhash::HashSet;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Live tasks that are remembered; beyond it every task is looked up. With [`SPARE`] they fit into a table of 2^18 places and
-/// 2.4 MiB.
+/// Live tasks that are remembered; beyond it every task is looked up. With [`SPARE`] and two batches they fit into a table of 2^18
+/// places and 2.4 MiB.
 pub const MAX_LIVE: u32 = 200_000;
 
 /// More than fit that may be remembered until the set is loaded anew.
-const SPARE: usize = 25_000;
+const SPARE: usize = 12_000;
 
-/// The set is loaded anew when it has doubled, but not before it has grown by so many.
+/// The set is loaded anew when it has doubled or its table is full, but not before it has grown by so many, if there is room.
 const GROWTH: usize = 50_000;
 
 /// A set that did not fit is tried again after this.
@@ -122,6 +123,18 @@ mod tests {
         live.load(loaded(60_000), now);
         let names: Vec<String> = (0..60_000).map(|number| format!("new-{number}")).collect();
         live.add(names.iter().take(59_999).map(String::as_str));
+        assert!(!live.is_due(now));
+        live.add(names.iter().map(String::as_str));
+        assert!(live.is_due(now));
+    }
+
+    #[test]
+    fn is_loaded_anew_when_its_table_is_full() {
+        let (mut live, now) = (LiveIds::default(), Instant::now());
+        let most = MAX_LIVE as usize;
+        live.load(loaded(most), now);
+        let names: Vec<String> = (0..SPARE).map(|number| format!("new-{number}")).collect();
+        live.add(names.iter().skip(1).map(String::as_str));
         assert!(!live.is_due(now));
         live.add(names.iter().map(String::as_str));
         assert!(live.is_due(now));

@@ -1,6 +1,6 @@
 -- The task's rows say when its events were stored, give or take a minute for the clocks of two servers; of a task without a row
--- (history may end before the events do) they are looked for as far back as events are kept. Day by day, so that each partition is
--- asked for its own minutes only.
+-- (history may end before the events do) they are looked for as far back as events are kept. Not before the oldest partition, nor
+-- before the place where the page begins. Day by day, so that each partition is asked for its own minutes only.
 with stored as (
     select l.first_seen_at as since, now() as until from kanchi.task_live l where l.broker_id = $1 and l.task_id = $2
     union all
@@ -9,7 +9,9 @@ with stored as (
 ), known as (
     select min(since) as since, max(until) as until from stored
 ), searched as (
-    select date_bin('1 minute', coalesce(k.since, now() - make_interval(days => b.events_days + 1)) - interval '1 minute',
+    select date_bin('1 minute', greatest(
+                coalesce(k.since, now() - make_interval(days => b.events_days + 1)) - interval '1 minute',
+                now() - interval '400 days', kanchi.oldest_events(), kanchi.micros($3)),
             timestamptz '2000-01-01 00:00:00+00') as since,
         coalesce(k.until, now()) + interval '1 minute' as until
     from known k, kanchi.broker b where b.broker_id = $1

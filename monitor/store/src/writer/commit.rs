@@ -32,7 +32,7 @@ pub(super) enum Begun {
     Ahead(Known),
 }
 
-/// Those tasks of a batch that began and ended within it and that the last hour of history knows: their id ran before.
+/// Those tasks of a batch that began and ended within it and that the last hours of history know: their id ran before.
 #[derive(Debug)]
 pub(super) struct Known(HashSet<String>);
 

@@ -76,14 +76,14 @@ fn payload(text: Option<&Arc<str>>) -> Option<&str> {
     text.map(|text| head(text, PAYLOAD_HEAD))
 }
 
-/// Returns those of these ids that ended within the last hour: history of days would be a read in no order for each day and
-/// task.
+/// Returns those of these ids that ended within the last three hours: Redis delivers again after one by default, and each day
+/// more of history would be a read in no order for each task.
 pub(super) async fn archived(
     connection: &mut PgConnection,
     ids: &[&str],
     operation: &'static str,
 ) -> Result<HashSet<String>> {
-    let query = sqlx::query("select kanchi.archived($1, now() - interval '1 hour')").bind(ids);
+    let query = sqlx::query("select kanchi.archived($1, now() - interval '3 hours')").bind(ids);
     let rows = query.fetch_all(connection).await.during(operation)?;
     Ok(rows.into_iter().map(|row| row.get(0)).collect())
 }

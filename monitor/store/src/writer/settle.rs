@@ -17,6 +17,8 @@ use crate::writer::history::{self, Entry};
 
 /// Tasks that one call moves at most: some 10 MB, some tens of milliseconds.
 const SETTLE_AT_ONCE: usize = 2_000;
+/// When a task that was due and stays is due again.
+const LATER: &str = "now() + interval '10 minutes'";
 /// Live tasks are looked up in history from the oldest on, at a start and this often: some are missed on the way, because the
 /// transaction that brought them was open for as long as they linger, or because they had a deadline then.
 const SWEEP_EVERY: Duration = Duration::from_hours(24);
@@ -65,7 +67,9 @@ struct Leaving {
     queue: Option<String>,
     /// When the first of its events was stored, those of its rows in history included.
     first_stored: UnixMicros,
-    /// Its rows in history, of which there is more than one only if it ran again after days.
+    /// Its time has come; otherwise history knows it.
+    is_due: bool,
+    /// Its rows in history, of which there is more than one only if it ran again hours later.
     old: Vec<Self>,
 }
 
@@ -123,17 +127,21 @@ pub(super) async fn run(
     };
     join_history(connection, &mut leaving).await?;
     let mut copying = Copying::new(connection, history::target(OPERATION));
-    let mut moved: Vec<&str> = Vec::new();
+    let (mut moved, mut later, mut broken) = (Vec::new(), Vec::new(), Vec::new());
     for task in &leaving {
         let (row, facts) = task.project(now);
         if row.is_final() {
-            moved.push(&task.task_id);
+            moved.push(task.task_id.as_str());
             settled.merged += u64::from(!task.old.is_empty());
             history::push(copying.row().await?, &task.entry(&row, &facts), retention);
             continue;
         }
         // It is running again, and whoever writes the live row need not know of the run before: that stays in history until
-        // this one ends, too. Or this clock is behind the server's. The live row stays as it is.
+        // this one ends, too. Or this clock is behind the server's. The live row stays, and makes room for others that are due.
+        if task.is_due {
+            let stay = if task.readable { &mut later } else { &mut broken };
+            stay.push(task.task_id.as_str());
+        }
         for old in &task.old {
             let (row, facts) = old.project(now);
             history::push(copying.row().await?, &old.entry(&row, &facts), retention);
@@ -143,6 +151,13 @@ pub(super) async fn run(
     settled.moved = moved.len() as u64;
     let query = sqlx::query("select count(*) from kanchi.take_ended($1)").bind(moved);
     query.execute(&mut *connection).await.during(OPERATION)?;
+    for (stay, until) in [(later, LATER), (broken, "null")] {
+        if !stay.is_empty() {
+            let sql = format!("select kanchi.postpone($1, {until})");
+            let query = sqlx::query(&sql).bind(stay);
+            query.execute(&mut *connection).await.during(OPERATION)?;
+        }
+    }
     connection.execute("commit").await.during(OPERATION)?;
     settled.more = (settled.more && settled.moved > 0) || unchecked >= SETTLE_AT_ONCE;
     Ok(settled)
@@ -156,7 +171,11 @@ async fn due(connection: &mut PgConnection, linger_seconds: u32) -> Result<Vec<L
             .bind(f64::from(linger_seconds))
             .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX));
     let rows = query.fetch_all(connection).await.during(OPERATION)?;
-    Ok(rows.iter().map(leaving).collect())
+    let due = |row| Leaving {
+        is_due: true,
+        ..leaving(row)
+    };
+    Ok(rows.iter().map(due).collect())
 }
 
 /// Reads task id, facts, queue and the moment of its first event.
@@ -173,6 +192,7 @@ fn leaving(row: &PgRow) -> Leaving {
         encoded,
         queue: row.get(2),
         first_stored: UnixMicros(row.get(3)),
+        is_due: false,
         old: Vec::new(),
     }
 }

@@ -1,6 +1,7 @@
 //! Where the events of a task are found: by when they were stored, which its rows say.
 
 use kanchi_domain::Event;
+use kanchi_store::StoreQuery;
 
 use crate::world::{Monitor, World, batch, chunk, live, now, received, row_of, settle, started, succeeded};
 
@@ -40,6 +41,21 @@ async fn all_events_of_a_task_that_takes_hours_are_found() {
     store(&mut m, &life[2..], &life, true).await;
     assert_eq!(world.sql("select count(*) from kanchi.task_live"), "0");
     assert_eq!(chunks(&world, &m).await, 3, "ended");
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
+    let (mut pages, mut next) = (Vec::new(), None);
+    loop {
+        let page = query.task_events(m.key.0, ID, next.as_deref(), 1).await.unwrap();
+        pages.push(page.chunks);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(
+        pages,
+        [0, 1, 2].map(|one| vec![chunk(ID, &life[one..=one]).events]),
+        "page by page"
+    );
 
     // What comes late settles by itself.
     pass_hours(&world, 3);
@@ -58,9 +74,9 @@ async fn all_events_of_a_task_that_takes_hours_are_found() {
 async fn a_rerun_hours_later_has_a_row_of_its_own_and_both_are_one_task() {
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
-    let runs = [0, 7_200].map(|at| [received(ID, at), started(ID, at + 1), succeeded(ID, at + 2)]);
+    let runs = [0, 14_400].map(|at| [received(ID, at), started(ID, at + 1), succeeded(ID, at + 2)]);
     store(&mut m, &runs[0], &runs[0], false).await;
-    pass_hours(&world, 2);
+    pass_hours(&world, 4);
     store(&mut m, &runs[1], &runs[1], false).await;
     assert_eq!(world.sql("select count(*) from kanchi.task"), "2");
     assert_eq!(chunks(&world, &m).await, 2);
@@ -69,4 +85,24 @@ async fn a_rerun_hours_later_has_a_row_of_its_own_and_both_are_one_task() {
         (task.settled_rows, task.row),
         (2, row_of(&live(ID, &runs.concat(), false)))
     );
+}
+
+#[tokio::test]
+async fn what_a_thief_says_of_the_first_event_is_bounded() {
+    let world = World::new().await;
+    world.admin.upkeep(now()).await.unwrap();
+    let mut m = world.monitor("orders").await;
+    let life = [received(ID, 0), started(ID, 1), succeeded(ID, 2)];
+    store(&mut m, &life, &life, false).await;
+    let set = |at: &str| {
+        world
+            .server
+            .sql("kanchi", &format!("update kanchi.task set first_stored_at = '{at}'"))
+    };
+    set("-infinity").unwrap_err();
+    for at in ["4713-01-01 BC", "9999-12-31"] {
+        set(at).unwrap();
+        // It hides its own events at most.
+        assert!(chunks(&world, &m).await <= 1, "{at}");
+    }
 }

@@ -42,7 +42,11 @@ const QUERIES: [(&str, &str, &[&str]); 11] = [
         "task",
         &["AND (hashtextextended(parent_id, '0'::bigint) = hashtextextended("],
     ),
-    ("events", "event_chunk", &["((date_bin("]),
+    (
+        "events",
+        "event_chunk",
+        &[") AND (hashtextextended(task_id, '0'::bigint) = hashtextextended("],
+    ),
 ];
 
 /// Indexes, and the queries that cannot do without.
