@@ -40,6 +40,7 @@ pub(crate) fn upkeep(args: &UpkeepArgs) -> ExitCode {
             }
         }
         tracing::info!(taken, "statistics rolled up");
+        admin.make_room().await?;
         Ok(())
     })
 }

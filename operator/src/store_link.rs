@@ -3,6 +3,8 @@
 //! One task keeps it; everything else asks [`StoreLink::admin`], which answers at once, and reads the last reports from
 //! [`StoreLink::world`]. The store being away is a normal state: it is shown in conditions, and retried with back-off.
 
+mod chores;
+
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -11,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use kanchi_runtime::clock::now_micros;
 use kanchi_store::{
-    BrokerKey, ErrorKind, Hints, HourCounts, MonitorReport, Purge, Purged, SharedRole, StoreAdmin, StoreUrl,
-    UnixMicros, Upkeep,
+    BrokerKey, ErrorKind, Hints, HourCounts, MonitorReport, SharedRole, StoreAdmin, StoreUrl, UnixMicros, Upkeep,
 };
 use tokio::sync::watch;
 
@@ -25,9 +26,6 @@ const POLL: Duration = Duration::from_secs(10);
 /// Two polls are never closer than this, however many notifications arrive.
 const POLL_GAP: Duration = Duration::from_millis(500);
 
-/// How often partitions are made ahead and dropped.
-const UPKEEP: Duration = Duration::from_mins(10);
-
 /// How often the last hour is counted.
 const HOUR_COUNTS: Duration = Duration::from_mins(1);
 
@@ -39,24 +37,6 @@ pub const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often brokers that are gone are looked for.
 const FAREWELLS: Duration = Duration::from_secs(2);
-
-/// An ordered purge rests so long first: a statement of the broker's monitor that was under way has ended by then.
-const PURGE_REST: Duration = Duration::from_mins(2);
-
-/// How often ordered purges are looked for.
-const PURGES: Duration = Duration::from_secs(15);
-
-/// A purge rests so many times as long as it worked: it takes at most a quarter of what one session can.
-const PURGE_THROTTLE: u32 = 3;
-
-/// How often statistics are rolled up: what charts have to add up by themselves grows until then.
-const ROLL_UPS: Duration = Duration::from_secs(30);
-
-/// A roll-up that has more to do rests so many times as long as it worked.
-const ROLL_UP_THROTTLE: u32 = 3;
-
-/// A purge rests at least so long between two steps.
-const PURGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Migrations may rewrite much; upkeep may wait for locks.
 const LONG_LIMIT: Duration = Duration::from_mins(30);
@@ -381,7 +361,7 @@ impl StoreLink {
         let admin = admin.with_shared_role(credentials.shared.clone());
         bounded("migrate the store", LONG_LIMIT, admin.migrate()).await?;
         bounded("claim the store", REQUEST_LIMIT, admin.claim_installation(installation)).await?;
-        upkeep(&admin).await?;
+        chores::upkeep(&admin).await?;
         tracing::info!(store.endpoint = %url.endpoint(), "store claimed and migrated");
         Ok((admin, credentials))
     }
@@ -393,10 +373,11 @@ impl StoreLink {
         // Side by side: partitions that are in use, or a large history to delete, must not keep the reports from being read.
         tokio::select! {
             ended = Box::pin(self.read_reports(admin, credentials)) => ended,
-            error = Box::pin(keep_up(admin)) => Ended::Failed(error),
+            error = Box::pin(chores::keep_up(admin)) => Ended::Failed(error),
             never = Box::pin(self.say_farewells(admin)) => match never {},
-            never = Box::pin(purge(admin)) => match never {},
-            never = Box::pin(roll_up(admin)) => match never {},
+            never = Box::pin(chores::purge(admin)) => match never {},
+            never = Box::pin(chores::roll_up(admin)) => match never {},
+            never = Box::pin(chores::make_room(admin)) => match never {},
         }
     }
 
@@ -484,73 +465,10 @@ async fn say_farewell(admin: &StoreAdmin, key: BrokerKey, farewell: Farewell) ->
     }
 }
 
-/// Carries out ordered purges, a little at a time.
-async fn purge(admin: &StoreAdmin) -> Infallible {
-    let mut purge = Purge::new(admin.clone(), PURGE_REST);
-    let mut rows_gone = 0;
-    loop {
-        let began = Instant::now();
-        let pause = match bounded("purge a history", LONG_LIMIT, purge.step()).await {
-            Ok(Purged::Nothing) => PURGES,
-            Ok(Purged::Some { rows }) => {
-                rows_gone += rows;
-                PURGE_PAUSE.max(began.elapsed() * PURGE_THROTTLE)
-            }
-            Ok(Purged::Brokers { count }) => {
-                tracing::info!(brokers = count, rows = rows_gone, "histories purged");
-                rows_gone = 0;
-                PURGE_PAUSE
-            }
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "histories not purged, trying again");
-                backoff::jittered(PURGES)
-            }
-        };
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// Rolls statistics up, a little at a time.
-async fn roll_up(admin: &StoreAdmin) -> Infallible {
-    loop {
-        let began = Instant::now();
-        let pause = match bounded("roll up statistics", LONG_LIMIT, admin.roll_up()).await {
-            Ok(done) if done.more => began.elapsed() * ROLL_UP_THROTTLE,
-            Ok(_) => backoff::jittered(ROLL_UPS),
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "statistics not rolled up, trying again");
-                backoff::jittered(ROLL_UPS)
-            }
-        };
-        tokio::time::sleep(pause).await;
-    }
-}
-
 /// Why a connection was given up.
 enum Ended {
     CredentialsChanged,
     Failed(Error),
-}
-
-/// Does the upkeep again and again; returns why it failed.
-async fn keep_up(admin: &StoreAdmin) -> Error {
-    loop {
-        tokio::time::sleep(backoff::jittered(UPKEEP)).await;
-        if let Err(error) = upkeep(admin).await {
-            return error;
-        }
-    }
-}
-
-async fn upkeep(admin: &StoreAdmin) -> Result<(), Error> {
-    let done = bounded("do the store's upkeep", LONG_LIMIT, admin.upkeep(now())).await?;
-    tracing::debug!(
-        created = done.created,
-        dropped = done.dropped,
-        pruned = done.pruned,
-        "store upkeep done"
-    );
-    Ok(())
 }
 
 fn now() -> UnixMicros {

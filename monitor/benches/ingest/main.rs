@@ -9,6 +9,7 @@
 mod drive;
 mod figures;
 mod floor;
+mod leader;
 mod listener;
 mod peers;
 mod quiet;

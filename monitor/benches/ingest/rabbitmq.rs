@@ -16,6 +16,7 @@ use crate::Sizes;
 use crate::drive::{self, Blocking, Brake, Until, stored};
 use crate::figures::{Figures, Processor, say};
 use crate::floor;
+use crate::leader::Leader;
 use crate::redis::postgres;
 use crate::rig::Rig;
 
@@ -39,6 +40,7 @@ pub(crate) fn measure(
     let rabbit = Rabbitmq::start_new()?;
     let mut rig = runtime.block_on(Rig::new(postgres()?, &rabbit.url()))?;
     rig.as_owner(&["upkeep"])?;
+    let leader = Leader::start(rig.owner()?)?;
     rig.config.celery.event_queue.queue_type = queue;
     // Everything waits in the queue at once.
     rig.config.celery.event_queue.max_length_bytes = 1 << 36;
@@ -71,6 +73,7 @@ pub(crate) fn measure(
     rig.postgres.stop()?;
     rig.postgres.start()?;
     let lost = events as i64 - rig.events()? as i64;
+    drop(leader);
     rested(&rabbit)?;
     let against = runtime.block_on(acknowledge_beside_copy(&rabbit, &rig.postgres, workload, events))?;
     Ok(Figures {

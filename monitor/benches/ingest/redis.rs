@@ -12,6 +12,7 @@ use crate::Sizes;
 use crate::drive::{Until, publish_and_store};
 use crate::figures::{Figures, Processor, say};
 use crate::floor;
+use crate::leader::Leader;
 use crate::rig::{MonitorProcess, Rig};
 
 /// Tasks a second that are opened beforehand, to end within the stream; more than a stream can end.
@@ -26,6 +27,7 @@ pub(crate) fn measure(runtime: &tokio::runtime::Runtime, names: &[&'static str],
     let rig = runtime.block_on(Rig::new(postgres()?, &redis.url(0)))?;
     rig.as_owner(&["upkeep"])?;
     let publisher = RedisPublisher::connect(redis.port())?;
+    let _leader = Leader::start(rig.owner()?)?;
     let mut store = Store { redis, rig, publisher };
     let streams = store.prepared(names, sizes)?;
     streams

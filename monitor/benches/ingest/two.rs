@@ -12,6 +12,7 @@ use crate::Sizes;
 use crate::drive::{Until, publish_and_store};
 use crate::figures::{Figures, Processor};
 use crate::floor;
+use crate::leader::Leader;
 use crate::redis::{last_commit, postgres};
 use crate::rig::{MonitorProcess, Registered, Rig};
 
@@ -40,6 +41,7 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
     let first_url = redises.first().context("no broker")?.url(0);
     let mut rig = runtime.block_on(Rig::new(postgres()?, &first_url))?;
     rig.as_owner(&["upkeep"])?;
+    let _leader = Leader::start(rig.owner()?)?;
     let others = runtime.block_on(register(&rig, names, &redises))?;
     let mut keys = vec![rig.key];
     keys.extend(others.iter().map(|other| other.key));

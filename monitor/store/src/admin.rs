@@ -4,6 +4,7 @@ mod broker;
 mod purge;
 mod report;
 mod role;
+mod room;
 mod shared;
 mod upkeep;
 

@@ -429,3 +429,28 @@ async fn a_purge_meets_partitions_that_come_and_go() {
     assert_eq!(finished(purge).await, 1);
     assert_eq!(world.sql("select count(*) from kanchi.event_chunk"), "0");
 }
+
+#[tokio::test]
+async fn room_is_made_in_the_live_table_once_enough_of_it_is_dead() {
+    let world = World::new().await;
+    assert!(!world.admin.make_room().await.unwrap());
+    world.sql(
+        "insert into kanchi.task_live (broker_id, task_id, facts, state)
+         select 1, 'task-' || n, '', 'STARTED' from generate_series(1, 30000) as n",
+    );
+    let size = || world.sql("select pg_relation_size('kanchi.task_live')");
+    let (full, again) = (
+        size(),
+        "insert into kanchi.task_live (broker_id, task_id, facts, state)
+        select 1, 'again-' || n, '', 'STARTED' from generate_series(1, 30000) as n",
+    );
+    world.sql("delete from kanchi.task_live");
+    // The counts come from the statistics, a moment later.
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !world.admin.make_room().await.unwrap() {
+        assert!(std::time::Instant::now() < deadline, "30,000 dead rows are not enough");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world.sql(again);
+    assert_eq!(size(), full, "new rows take the place of the dead ones");
+}
