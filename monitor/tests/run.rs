@@ -19,5 +19,7 @@ mod rabbitmq;
 mod redis;
 #[path = "run/repair.rs"]
 mod repair;
+#[path = "run/reruns.rs"]
+mod reruns;
 #[path = "run/standby.rs"]
 mod standby;

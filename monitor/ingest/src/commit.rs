@@ -29,6 +29,7 @@ use crate::intake::gather::{Gathered, Kept, Receipt};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
 
+pub mod archived;
 pub mod cache;
 mod connections;
 pub mod digests;
@@ -274,8 +275,9 @@ impl Committer {
         let (mut lent, tasks) = (self.reducer.lend(), mem::take(&mut gathered.tasks));
         let making = spawn_blocking(move || (lent.reduce(tasks, loaded), lent));
         let ((), made) = join!(store.begin(&head), making);
-        let (reduced, lent) = made.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
+        let (mut reduced, lent) = made.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()));
         self.reducer = lent;
+        self.told.shared.archived().mark(&mut reduced.changes.tasks);
         about.took = began.elapsed();
         let ready = Ready {
             store,
@@ -288,6 +290,7 @@ impl Committer {
 
     /// From now on what the batch says of its tasks is what is known.
     fn count_on(&mut self, touched: Touched) {
+        self.told.shared.archived().add(touched.ended());
         self.unknown = self.reducer.keep(touched);
         let (bytes, tasks) = self.reducer.size();
         let metrics = &self.told.shared.metrics;
@@ -389,6 +392,13 @@ impl Committer {
                 return Ok(None);
             };
             self.reducer.live.load(loaded, Instant::now());
+        }
+        let wanted = self.told.shared.archived().wanted();
+        if let Some(piece) = wanted {
+            let Some(loaded) = store.archived_ids(piece).await? else {
+                return Ok(None);
+            };
+            self.told.shared.archived().load(piece, &loaded);
         }
         let missing = self.reducer.missing(&part.tasks);
         self.told.shared.metrics.cache_misses.inc_by(missing.len() as u64);

@@ -11,6 +11,7 @@ use kanchi_store::{Epoch, ErrorKind, GapRow};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::commit::archived::ArchivedIds;
 use crate::metrics::Metrics;
 use crate::workers::WorkerTable;
 
@@ -42,6 +43,7 @@ pub struct Shared {
     workers: Mutex<WorkerTable>,
     queues_seen: Mutex<BTreeSet<String>>,
     gaps: Mutex<VecDeque<GapRow>>,
+    archived: Mutex<ArchivedIds>,
     /// Gaps that are stored.
     gaps_stored: AtomicU64,
     /// The stream had nothing more to give at this moment (milliseconds since the start).
@@ -93,6 +95,7 @@ impl Shared {
             workers: Mutex::default(),
             queues_seen: Mutex::default(),
             gaps: Mutex::default(),
+            archived: Mutex::default(),
             gaps_stored: AtomicU64::new(0),
             drained_ms: AtomicU64::new(0),
             unsettled_ms: AtomicU64::new(0),
@@ -127,6 +130,11 @@ impl Shared {
     /// Returns the worker table.
     pub fn workers(&self) -> MutexGuard<'_, WorkerTable> {
         lock(&self.workers)
+    }
+
+    /// Returns which tasks may have a row in recent history.
+    pub fn archived(&self) -> MutexGuard<'_, ArchivedIds> {
+        lock(&self.archived)
     }
 
     /// Returns a copy of the status.

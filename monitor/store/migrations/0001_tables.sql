@@ -147,6 +147,22 @@ create index task_live_first_seen on kanchi.task_live ((broker_id::bigint), firs
 -- the batch that says so, and few have a deadline.
 create index task_live_due on kanchi.task_live ((broker_id::bigint), due_at) where due_at is not null;
 
+-- Where a task of a generation stands in the index: 23 bits of the generation before 40 of the id's hash, a number, so that no plan
+-- can look for one without the other. Collisions are filtered. Without settings of its own: the planner has to see what is in it.
+create function kanchi.task_key(p_generation integer, p_task_id text) returns bigint
+language sql immutable parallel safe as $$
+    select (p_generation::bigint << 40) | (hashtextextended(p_task_id, 0) & 1099511627775)
+$$;
+
+-- History is written in generations, one after the other: see kanchi.advance_generation.
+create table kanchi.task_generation (
+    generation integer primary key,
+    began_at timestamptz not null,
+    -- Bytes of the index on generation and id when it began, all partitions together.
+    index_bytes bigint not null
+);
+insert into kanchi.task_generation (generation, began_at, index_bytes) values (0, '-infinity', 0);
+
 -- Final tasks. No unique key on (broker_id, task_id): it would have to contain the partition key. One row per task is
 -- the writer's work: see kanchi.take_history.
 create table kanchi.task (
@@ -157,6 +173,8 @@ create table kanchi.task (
     -- When the first of its events was stored: where to look for them. Null: all of them came with this row. A monitor says it: the
     -- reader keeps it within what can be stored.
     first_stored_at timestamptz check (isfinite(first_stored_at)),
+    -- The newest one when it was stored, which is where it is looked for by its id.
+    generation integer not null default 0,
     -- Byte by byte, as in task_live: both are read in one order.
     task_id text collate "C" not null check (octet_length(task_id) between 1 and 255),
     state text not null,
@@ -182,7 +200,8 @@ create table kanchi.task (
     exception text,
     facts bytea not null
 ) partition by list (retention_days);
-create index task_id_hash on kanchi.task (hashtextextended(task_id, 0));
+-- By id, generation by generation: ids come in no order, and so only as much of it is written to as the newest one has.
+create index task_id_key on kanchi.task (kanchi.task_key(generation, task_id));
 create index task_finished on kanchi.task (broker_id, finished_at);
 
 -- === Counts ===

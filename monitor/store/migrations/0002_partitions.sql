@@ -95,3 +95,78 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         <= p_now
     order by 1
 $$;
+
+-- Where the oldest partition of a table begins; null before the first upkeep.
+create function kanchi.oldest_partition(p_table text) returns timestamptz
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select min(to_date(right(relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC') from pg_class
+    where relnamespace = 'kanchi'::regnamespace and relkind = 'r' and relispartition
+        and relname ~ ('^' || p_table || '_\d+_\d{8}$')
+$$;
+
+-- === Generations: the index of tasks by id ===
+
+-- Ids come in no order. Once one index over all of them has outgrown the server's buffers, each row reads, writes and logs a
+-- page of its own. So each row of history has the number of the newest generation, the index begins with that number, and the
+-- next generation begins when the present one's part of the index fills a quarter of the buffers, and with each day (UTC).
+-- Who looks for an id has to probe each generation.
+
+-- Begins the next generation if it is time; monitors that store events ask with each heartbeat.
+create function kanchi.advance_generation() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    newest kanchi.task_generation;
+    bytes bigint;
+begin
+    select * into newest from kanchi.task_generation order by generation desc limit 1;
+    -- Not pg_partition_tree, which keeps a lock on each partition until the transaction ends.
+    with recursive part (id) as (
+        select 'kanchi.task_id_key'::regclass::oid
+        union all
+        select inhrelid from part join pg_inherits on inhparent = id
+    )
+    select sum(pg_relation_size(id)) into bytes from part;
+    if newest.began_at < date_trunc('day', now(), 'UTC')
+        or bytes - newest.index_bytes > pg_size_bytes(current_setting('shared_buffers')) / 4
+    then
+        insert into kanchi.task_generation (generation, began_at, index_bytes)
+        values (newest.generation + 1, clock_timestamp(), bytes) on conflict do nothing;
+    elsif bytes < newest.index_bytes then
+        -- Partitions were dropped.
+        update kanchi.task_generation set index_bytes = bytes where generation = newest.generation;
+    end if;
+end $$;
+
+-- Days, the newest first, whose generations have rows that were stored since then, at most so many generations (null: all). A row
+-- has the generation of the moment at which its transaction began, give or take the time in which the next one was committed.
+create function kanchi.history_days(p_since timestamptz, p_generations integer)
+returns table (since timestamptz, until timestamptz, generations integer[])
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select min(began_at) - interval '1 minute', max(ended_at) + interval '1 minute', array_agg(generation)
+    from (
+        select generation, began_at, lead(began_at, 1, 'infinity') over (order by generation) as ended_at
+        from kanchi.task_generation
+        where generation >= coalesce((
+            select generation from kanchi.task_generation where began_at <= p_since - interval '1 minute'
+            order by generation desc limit 1), 0)
+        order by generation desc limit p_generations
+    ) as recent
+    group by date_trunc('day', began_at, 'UTC')
+    order by 1 desc
+$$;
+
+-- Where these tasks may stand in the index.
+create function kanchi.task_keys(p_task_id text[], p_generations integer[]) returns bigint[]
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+    select array(select kanchi.task_key(g, i) from unnest(p_generations) as g, unnest(p_task_id) as i)
+$$;
+
+-- All rows of an id, of all brokers.
+create function kanchi.tasks_by_id(p_task_id text) returns setof kanchi.task
+language sql stable as $$
+    select t.* from kanchi.history_days('-infinity', null) as day cross join lateral (
+        select k.* from kanchi.task k
+        where kanchi.task_key(k.generation, k.task_id) = any (kanchi.task_keys(array[p_task_id], day.generations))
+            and k.task_id = p_task_id and k.stored_at >= day.since and k.stored_at <= day.until
+        offset 0) as t
+$$;

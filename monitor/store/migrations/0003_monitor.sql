@@ -457,24 +457,63 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         else array(select unnest(array[succeeded_days, failed_days])::integer from kanchi.broker where broker_id = p_broker) end
 $$;
 
--- Ids of these tasks that have a row in history, found by the index on the id's hash: `broker_id::bigint`, here and below,
--- hides the column from the index that lists are served by, which on an empty table costs the same. Looking into every partition for every task would cost more than
--- storing it, so the caller says how far back: three hours for a task that ends, two days for one that lingers, for ever for one whose
--- beginning was not seen.
-create function kanchi.archived(p_task_id text[], p_since timestamptz) returns setof text
+-- The generation that history is written in now.
+create function kanchi.current_generation() returns integer
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select generation from kanchi.task_generation order by generation desc limit 1
+$$;
+
+-- Ids of these tasks that have a row in history, found by the index on generation and id: `broker_id::bigint`, here and below,
+-- hides the column from the index that lists are served by, which on an empty table costs the same. A probe for each generation and
+-- task: looking into all of history for every task would cost more than storing it, so the caller says how far back, and how many
+-- generations at most, the newest.
+create function kanchi.archived(p_task_id text[], p_since timestamptz, p_generations integer) returns setof text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
     set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     b integer := kanchi.current_broker();
-    hashes bigint[] := array(select hashtextextended(i, 0) from unnest(p_task_id) as i);
     classes integer[] := kanchi.history_classes(b, p_since);
     -- What was settled since this transaction began is history as well.
     until timestamptz := clock_timestamp();
+    found text[] := '{}';
+    day record;
+    keys bigint[];
 begin
-    return query select distinct t.task_id from kanchi.task t
-        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id::bigint = b
-            and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= until;
+    for day in select * from kanchi.history_days(p_since, p_generations) loop
+        keys := kanchi.task_keys(p_task_id, day.generations);
+        found := found || array(select t.task_id from kanchi.task t
+            where t.retention_days = any (classes) and kanchi.task_key(t.generation, t.task_id) = any (keys)
+                and t.broker_id::bigint = b and t.task_id = any (p_task_id)
+                and t.stored_at >= greatest(p_since, day.since) and t.stored_at <= least(until, day.until));
+    end loop;
+    return query select distinct i from unnest(found) as i;
+end $$;
+
+-- A piece of the ids of tasks that ended lately: see StoreWriter::ended_ids. In the order of the end, so that no other index serves.
+create function kanchi.ended_ids(p_before bigint, p_limit integer) returns table (task_id text, finished_at bigint)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+#variable_conflict use_column
+declare
+    b integer := kanchi.current_broker();
+    since timestamptz := now() - interval '4 hours';
+    before timestamptz := kanchi.micros(p_before);
+    classes integer[] := kanchi.history_classes(b, since);
+begin
+    if p_before is null then
+        return query select t.task_id, null::bigint from kanchi.task t
+            where t.broker_id = b and t.retention_days = any (classes) and t.finished_at is null and t.stored_at > since
+            order by t.finished_at
+            limit least(p_limit, 100000);
+    else
+        return query select t.task_id, (extract(epoch from t.finished_at) * 1000000)::bigint from kanchi.task t
+            where t.broker_id = b and t.retention_days = any (classes) and t.stored_at > since
+                and t.finished_at > since and t.finished_at <= before
+            order by t.finished_at desc
+            limit least(p_limit, 100000);
+    end if;
 end $$;
 
 -- Locks tasks that are due, found by the index on `due_at`. Rows that a commit is writing are left for later: no waiting,
@@ -570,14 +609,19 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 #variable_conflict use_column
 declare
     b integer := kanchi.current_broker();
-    hashes bigint[] := array(select hashtextextended(i, 0) from unnest(p_task_id) as i);
     classes integer[] := kanchi.history_classes(b, p_since);
+    day record;
+    keys bigint[];
 begin
-    return query delete from kanchi.task t
-        where t.retention_days = any (classes) and hashtextextended(t.task_id, 0) = any (hashes) and t.broker_id::bigint = b
-            and t.task_id = any (p_task_id) and t.stored_at >= p_since and t.stored_at <= now()
-        returning t.task_id, t.facts, t.queue, t.queue_inferred,
-            kanchi.unix_micros(coalesce(t.first_stored_at, t.stored_at));
+    for day in select * from kanchi.history_days(p_since, null) loop
+        keys := kanchi.task_keys(p_task_id, day.generations);
+        return query delete from kanchi.task t
+            where t.retention_days = any (classes) and kanchi.task_key(t.generation, t.task_id) = any (keys)
+                and t.broker_id::bigint = b and t.task_id = any (p_task_id)
+                and t.stored_at >= greatest(p_since, day.since) and t.stored_at <= least(now(), day.until)
+            returning t.task_id, t.facts, t.queue, t.queue_inferred,
+                kanchi.unix_micros(coalesce(t.first_stored_at, t.stored_at));
+    end loop;
 end $$;
 
 -- === Reports ===
@@ -597,6 +641,9 @@ begin
         event_queue text, config_error text, store_error text, complete_until bigint, epoch bigint);
     if r.epoch is not null and not exists (select from kanchi.writer where broker_id = b and epoch = r.epoch) then
         raise exception 'epoch % of broker % is over', r.epoch, b using errcode = 'KN001';
+    end if;
+    if r.events_per_second > 0 then
+        perform kanchi.advance_generation();
     end if;
     insert into kanchi.heartbeat as h values (b, clock_timestamp(), left(r.instance, 255), left(r.version, 64),
         left(r.connection, 64), left(r.reason, 64), left(r.message, 1024), left(r.broker_version, 255),

@@ -19,7 +19,7 @@ begin
     -- Neither broker_id nor stored_at nor first_seen_at.
     execute format('grant insert (retention_days, task_id, first_at, event_count, events) on kanchi.event_chunk to %I', p_role);
     execute format('grant insert (task_id, facts, state, name, queue, worker, due_at) on kanchi.task_live to %I', p_role);
-    execute format('grant insert (retention_days, first_stored_at, task_id, state, mark, name, queue, queue_inferred, worker, retries, root_id,
+    execute format('grant insert (retention_days, first_stored_at, generation, task_id, state, mark, name, queue, queue_inferred, worker, retries, root_id,
         parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args, kwargs, result, exception,
         facts) on kanchi.task to %I', p_role);
     execute format('grant insert (minute, payload) on kanchi.statistic_delta to %I', p_role);
@@ -34,7 +34,7 @@ begin
         'commit_batch(uuid, bigint, bytea, jsonb, jsonb, jsonb)',
         'merge_tasks(text[], bytea[], text[], text[], text[], text[], bigint[])', 'save_failures(jsonb)',
         'load_facts(text[])', 'live_ids(integer)', 'was_committed(uuid)', 'last_commit_at()', 'recent_digests()', 'prune_batches()',
-        'archived(text[], timestamptz)', 'due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(bigint, interval, integer)', 'take_ended(text[])',
+        'current_generation()', 'ended_ids(bigint, integer)', 'task_key(integer, text)', 'archived(text[], timestamptz, integer)', 'due(interval, integer)', 'take_history(text[], timestamptz)', 'unchecked(bigint, interval, integer)', 'take_ended(text[])',
         'lock_live(text[])', 'postpone(text[], timestamptz)',
         'held(text[], boolean, bigint, text, integer)', 'forget_workers(text[])',
         'beat(jsonb)', 'save_queues(bigint, jsonb, boolean)', 'save_workers(jsonb, boolean)', 'previous()', 'save_gaps(jsonb)',

@@ -26,10 +26,3 @@ create index task_arrived_any on kanchi.task (
 -- Workflows, by root and within one by parent. Tasks that stand alone, which are their own root, are not in it.
 create index task_family on kanchi.task (hashtextextended(root_id, 0), hashtextextended(parent_id, 0))
     where root_id <> task_id;
-
--- Where the oldest partition of events begins; null before the first upkeep.
-create function kanchi.oldest_events() returns timestamptz
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select min(to_date(right(relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC') from pg_class
-    where relnamespace = 'kanchi'::regnamespace and relkind = 'r' and relispartition and relname ~ '^event_chunk_\d+_\d{8}$'
-$$;

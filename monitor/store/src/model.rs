@@ -111,6 +111,9 @@ pub struct LiveTask {
     /// a promise that the caller asked [`StoreWriter::load_facts`](crate::StoreWriter::load_facts) in this epoch and
     /// has not written the task since, nor in a batch that is still on its way. A broken promise costs a second attempt, never a wrong row.
     pub maybe_stored: bool,
+    /// Whether recent history may have a row of the task, which is asked when it ends in a batch with many others. `false` is a promise that this
+    /// process remembers the last million tasks that ended and this is none of them. A broken promise costs a second row.
+    pub maybe_archived: bool,
 }
 
 impl LiveTask {
@@ -127,6 +130,7 @@ impl LiveTask {
             last_event_at: row.last_event_at,
             ended: (row.is_final() && has_a_beginning(&row)).then(|| Box::new(row)),
             maybe_stored,
+            maybe_archived: true,
         }
     }
 }

@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::TryStreamExt as _;
+use kanchi_domain::UnixMicros;
 use sqlx::{Executor, PgConnection, Row};
 use uuid::Uuid;
 
@@ -139,6 +140,31 @@ impl StoreWriter {
         result
     }
 
+    /// Tells `each` of a piece of the ids of the tasks that ended within the last three hours, and when, by the workers' clocks, of which the
+    /// slowest may be an hour behind: those that ended last until `before`, the newest first; `None`: those of which no end is known.
+    pub async fn ended_ids(
+        &mut self,
+        before: Option<UnixMicros>,
+        limit: u32,
+        mut each: impl FnMut(&str, Option<UnixMicros>),
+    ) -> Result<()> {
+        const OPERATION: &str = "list the tasks that ended";
+        let mut connection = self.take().await?;
+        let query = sqlx::query("select task_id, finished_at from kanchi.ended_ids($1, $2)")
+            .bind(before.map(copy::clamped))
+            .bind(i32::try_from(limit).unwrap_or(i32::MAX));
+        let call = async {
+            let mut rows = query.fetch(&mut connection);
+            while let Some(row) = rows.try_next().await.during(OPERATION)? {
+                each(row.get(0), row.get::<Option<i64>, _>(1).map(UnixMicros));
+            }
+            Ok(())
+        };
+        let result = within(OPERATION, call).await;
+        self.link.put(connection, &result);
+        result
+    }
+
     /// Stores a batch in one transaction and returns which of its tasks have a live row now. A batch id that was committed before succeeds without effect.
     ///
     /// Kinds that matter: `Data` (sift), `StaleEpoch` (stop), `Unreachable` (ask [`Self::was_committed`], then retry).
@@ -154,8 +180,8 @@ impl StoreWriter {
         let mut connection = self.take().await?;
         let begin = commit::begin(&mut connection, head, self.retention);
         match within(OPERATION, begin).await {
-            Ok(()) => {
-                self.begun = Some((head.id, Begun::Events, connection));
+            Ok(to) => {
+                self.begun = Some((head.id, Begun::Events(to), connection));
                 Ok(())
             }
             Err(error) => {
@@ -169,13 +195,15 @@ impl StoreWriter {
     /// Goes on with the transaction that is open for this batch, if there is one: does what depends on no batch before it.
     pub async fn go_ahead(&mut self, batch_id: Uuid, changes: &TaskChanges) -> Result<()> {
         const OPERATION: &str = commit::OPERATION;
-        let Some((_, _, mut connection)) = self.begun.take_if(|(id, _, _)| *id == batch_id) else {
+        let Some((_, Begun::Events(to) | Begun::Ahead(to, _), mut connection)) =
+            self.begun.take_if(|(id, ..)| *id == batch_id)
+        else {
             return Ok(());
         };
-        let going = commit::go_ahead(&mut connection, changes, self.retention);
+        let going = commit::go_ahead(&mut connection, changes, to);
         match within(OPERATION, going).await {
             Ok(known) => {
-                self.begun = Some((batch_id, Begun::Ahead(known), connection));
+                self.begun = Some((batch_id, Begun::Ahead(to, known), connection));
                 Ok(())
             }
             Err(error) => {

@@ -11,6 +11,8 @@ mod admin;
 mod events;
 #[path = "store/failures.rs"]
 mod failures;
+#[path = "store/generations.rs"]
+mod generations;
 #[path = "store/lease.rs"]
 mod lease;
 #[path = "store/marks.rs"]

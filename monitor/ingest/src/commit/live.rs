@@ -89,7 +89,7 @@ impl LoadedIds {
     }
 }
 
-fn hash(id: &str) -> u64 {
+pub(super) fn hash(id: &str) -> u64 {
     xxh3_64(id.as_bytes())
 }
 

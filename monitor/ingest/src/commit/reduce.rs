@@ -50,6 +50,13 @@ pub struct Reduced {
 #[derive(Debug, Default)]
 pub struct Touched(Vec<(Arc<str>, Known)>);
 
+impl Touched {
+    /// Returns the ids of those that have ended.
+    pub fn ended(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(_, known)| known.has_ended).map(|(id, _)| &**id)
+    }
+}
+
 /// Keeps the facts of recent tasks, and makes batches.
 #[derive(Debug)]
 pub struct Reducer {

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::backoff::Backoff;
 use crate::commit::Error;
+use crate::commit::archived::{LoadedPiece, PIECE, Piece};
 use crate::commit::live::{LoadedIds, MAX_LIVE};
 use crate::settings::SettingsWatch;
 use crate::shared::Shared;
@@ -220,6 +221,20 @@ impl Store {
         let loaded = ask!(self, writer => {
             let mut loaded = LoadedIds::default();
             let done = writer.live_ids(MAX_LIVE + 1, |id| loaded.push(id)).await;
+            done.map(|()| loaded)
+        });
+        Ok(Some(loaded))
+    }
+
+    /// Returns a piece of the ids that recent history has.
+    pub(crate) async fn archived_ids(&mut self, piece: Piece) -> Result<Option<LoadedPiece>, Error> {
+        let before = match piece {
+            Piece::WithoutEnd => None,
+            Piece::EndedBefore(moment) => Some(moment),
+        };
+        let loaded = ask!(self, writer => {
+            let mut loaded = LoadedPiece::default();
+            let done = writer.ended_ids(before, PIECE, |id, ended| loaded.push(id, ended)).await;
             done.map(|()| loaded)
         });
         Ok(Some(loaded))

@@ -1,10 +1,15 @@
 -- One day of settled tasks, in the order in which a monitor would have stored them. $1: days ago, $2: tasks, $3: facts.
 -- Names, queues and workers by Zipf's law (n ^ random()); tasks of eight brokers; one task in five belongs to a workflow
 -- of ten; half run longer than a second, one in a hundred longer than ten minutes.
-insert into kanchi.task (broker_id, retention_days, stored_at, task_id, state, mark, name, queue, queue_inferred, worker,
+-- A generation a day.
+with generation as (
+    insert into kanchi.task_generation (generation, began_at, index_bytes)
+    values (100 - $1, now() - make_interval(days => $1::integer + 1), 0)
+)
+insert into kanchi.task (broker_id, retention_days, stored_at, generation, task_id, state, mark, name, queue, queue_inferred, worker,
     retries, root_id, parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args, kwargs,
     result, exception, facts)
-select broker, case when state <> 'SUCCESS' or broker % 2 = 0 or $1 >= 13 then 30 else 14 end, stored,
+select broker, case when state <> 'SUCCESS' or broker % 2 = 0 or $1 >= 13 then 30 else 14 end, stored, 100 - $1,
     'b' || to_char($1, 'FM00') || lpad(to_hex(i), 12, '0') || '-0000-4000-8000-' || lpad(to_hex(i * 7919 % 281474976710655), 12, '0'),
     state, null, 'shop.' || split_part('orders billing email search', ' ', 1 + (name_number % 4)::integer) || '.task_' || name_number,
     'queue-' || name_number % 20, false, 'celery@worker-' || name_number % 20 || '-' || (random() * 5)::integer,

@@ -184,7 +184,7 @@ async fn record(connection: &mut PgConnection, done: Upkeep) -> Result<()> {
 }
 
 /// Bounded by deleting: few rows each. The batches of running monitors are pruned by these themselves.
-const PRUNE: [&str; 7] = [
+const PRUNE: [&str; 8] = [
     "delete from kanchi.batch where committed_at < now() - interval '35 days'
         and broker_id in (select broker_id from kanchi.broker where retired_at is not null)",
     "delete from kanchi.dead_letter where noted_at < now() - interval '30 days'",
@@ -200,4 +200,7 @@ const PRUNE: [&str; 7] = [
         select broker_id, hostname, row_number() over (partition by broker_id order by last_event_at desc) as number
         from kanchi.worker) as ranked
      where ranked.number > 10000 and w.broker_id = ranked.broker_id and w.hostname = ranked.hostname",
+    "delete from kanchi.task_generation g where exists (
+        select from kanchi.task_generation n
+        where n.generation = g.generation + 1 and n.began_at < kanchi.oldest_partition('task') - interval '1 day')",
 ];

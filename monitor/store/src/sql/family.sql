@@ -6,7 +6,6 @@ from (select * from kanchi.task k where k.broker_id::bigint = $1
 where not exists (select from kanchi.task_live l where l.broker_id = t.broker_id and l.task_id = t.task_id)
 union all
 select kanchi.unix_micros(coalesce(t.received_at, t.sent_at, t.started_at, t.finished_at, t.stored_at)), {columns}
-from (select * from kanchi.task k where k.broker_id::bigint = $1
-    and hashtextextended(k.task_id, 0) = hashtextextended($2, 0) and k.task_id = $2 offset 0) as t
-where not exists (select from kanchi.task_live l where l.broker_id = t.broker_id and l.task_id = t.task_id)
+from kanchi.tasks_by_id($2) as t
+where t.broker_id = $1 and not exists (select from kanchi.task_live l where l.broker_id = t.broker_id and l.task_id = t.task_id)
 limit $3

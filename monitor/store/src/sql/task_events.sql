@@ -4,14 +4,13 @@
 with stored as (
     select l.first_seen_at as since, now() as until from kanchi.task_live l where l.broker_id = $1 and l.task_id = $2
     union all
-    select coalesce(t.first_stored_at, t.stored_at), t.stored_at from kanchi.task t
-    where hashtextextended(t.task_id, 0) = hashtextextended($2, 0) and t.task_id = $2 and t.broker_id::bigint = $1
+    select coalesce(t.first_stored_at, t.stored_at), t.stored_at from kanchi.tasks_by_id($2) t where t.broker_id = $1
 ), known as (
     select min(since) as since, max(until) as until from stored
 ), searched as (
     select date_bin('1 minute', greatest(
                 coalesce(k.since, now() - make_interval(days => b.events_days + 1)) - interval '1 minute',
-                now() - interval '400 days', kanchi.oldest_events(), kanchi.micros($3)),
+                now() - interval '400 days', kanchi.oldest_partition('event_chunk'), kanchi.micros($3)),
             timestamptz '2000-01-01 00:00:00+00') as since,
         coalesce(k.until, now()) + interval '1 minute' as until
     from known k, kanchi.broker b where b.broker_id = $1

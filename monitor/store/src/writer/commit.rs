@@ -12,13 +12,16 @@ use crate::model::{BatchHead, EventChunk, FailureDelta, LiveTask, TaskChanges};
 use crate::retention::RetentionPolicy;
 use crate::statistics::{self, StatisticDelta};
 use crate::writer::copy::{Copying, Target, clamped};
-use crate::writer::history::Entry;
+use crate::writer::history::{Destination, Entry};
 use crate::writer::{Ending, Stored, history, json};
 
 pub(super) const OPERATION: &str = "commit a batch";
 
 /// A task whose whole life lies within this long before the newest event of its batch is newly born.
 const NEWLY_BORN_MICROS: i64 = 3_600_000_000;
+
+/// So many tasks are looked up in history whatever the caller remembers: it remembers fewer than the store.
+const ALL_ASKED: usize = 256;
 
 /// Tasks that one statement merges.
 const MERGED_AT_ONCE: usize = 1_000;
@@ -27,9 +30,9 @@ const MERGED_AT_ONCE: usize = 1_000;
 #[derive(Debug)]
 pub(super) enum Begun {
     /// Its events are stored.
-    Events,
+    Events(Destination),
     /// What [`go_ahead`] does is done, too.
-    Ahead(Known),
+    Ahead(Destination, Known),
 }
 
 /// Those tasks of a batch that began and ended within it and that the last hours of history know: their id ran before.
@@ -46,19 +49,21 @@ pub(super) async fn run(
     ending: Ending,
     begun: Option<Begun>,
 ) -> Result<Stored> {
-    if begun.is_none() {
-        begin(connection, head, retention).await?;
-    }
+    let (to, known) = match begun {
+        Some(Begun::Ahead(to, known)) => (to, Some(known)),
+        Some(Begun::Events(to)) => (to, None),
+        None => (begin(connection, head, retention).await?, None),
+    };
+    let known = match known {
+        Some(known) => known,
+        None => go_ahead(connection, changes, to).await?,
+    };
     let (new, maybe_stored): (Vec<&LiveTask>, Vec<&LiveTask>) =
         changes.tasks.iter().partition(|task| !task.maybe_stored);
-    let known = match begun {
-        Some(Begun::Ahead(known)) => known,
-        Some(Begun::Events) | None => go_ahead(connection, changes, retention).await?,
-    };
-    let end = End {
+    let mut end = End {
         head,
         changes,
-        retention,
+        to,
         ending,
         known,
     };
@@ -67,7 +72,7 @@ pub(super) async fn run(
         Err(error) if error.kind() == ErrorKind::Data && !new.is_empty() => {
             tracing::debug!(%error, "storing a batch again without the fast path");
             connection.execute("rollback").await.during(OPERATION)?;
-            begin(connection, head, retention).await?;
+            end.to = begin(connection, head, retention).await?;
             let all: Vec<&LiveTask> = changes.tasks.iter().collect();
             end.run(connection, &[], &all).await
         }
@@ -76,19 +81,21 @@ pub(super) async fn run(
 }
 
 /// Begins the transaction and stores the events: nothing that another transaction could wait for.
-pub(super) async fn begin(connection: &mut PgConnection, head: &BatchHead, retention: RetentionPolicy) -> Result<()> {
+pub(super) async fn begin(
+    connection: &mut PgConnection,
+    head: &BatchHead,
+    retention: RetentionPolicy,
+) -> Result<Destination> {
     connection.execute("begin").await.during(OPERATION)?;
-    copy_chunks(connection, &head.chunks, retention).await
+    let to = Destination::now(connection, retention, OPERATION).await?;
+    copy_chunks(connection, &head.chunks, retention).await?;
+    Ok(to)
 }
 
 /// Stores what depends on no batch before: tasks that began and ended within this one go to history. Nothing that another
 /// transaction could wait for, either. Of such a task the batch before knows nothing, nor has it a live row that could settle
 /// meanwhile: the caller says so.
-pub(super) async fn go_ahead(
-    connection: &mut PgConnection,
-    changes: &TaskChanges,
-    retention: RetentionPolicy,
-) -> Result<Known> {
+pub(super) async fn go_ahead(connection: &mut PgConnection, changes: &TaskChanges, to: Destination) -> Result<Known> {
     let newest = newest_of(changes);
     let mut born: Vec<&LiveTask> = changes
         .tasks
@@ -97,7 +104,7 @@ pub(super) async fn go_ahead(
         .collect();
     let known = archived(connection, &born).await?;
     born.retain(|task| !known.contains(&*task.task_id));
-    copy_ended(connection, born.into_iter().map(|task| (task, None)), retention).await?;
+    copy_ended(connection, born.into_iter().map(|task| (task, None)), to).await?;
     Ok(Known(known))
 }
 
@@ -105,7 +112,7 @@ pub(super) async fn go_ahead(
 struct End<'b> {
     head: &'b BatchHead,
     changes: &'b TaskChanges,
-    retention: RetentionPolicy,
+    to: Destination,
     ending: Ending,
     known: Known,
 }
@@ -129,7 +136,7 @@ impl End<'_> {
         let gone_ahead = |task: &&LiveTask| is_newly_born(task, newest) && !self.known.0.contains(&*task.task_id);
         let live: Vec<&LiveTask> = new.iter().copied().filter(|task| !gone_ahead(task)).collect();
         let ended = left.iter().map(|(task, first_stored)| (*task, Some(*first_stored)));
-        copy_ended(connection, ended, self.retention).await?;
+        copy_ended(connection, ended, self.to).await?;
         copy_live(connection, &live).await?;
         merge(connection, &stored).await?;
         let end = match self.ending {
@@ -177,12 +184,15 @@ async fn take_ended<'a>(
     Ok((left, stay))
 }
 
-/// Returns those of these tasks that recent history knows.
+/// Returns those of these tasks that recent history knows. Few are all looked up, of many those that the caller is not sure of.
 async fn archived(connection: &mut PgConnection, tasks: &[&LiveTask]) -> Result<HashSet<String>> {
-    if tasks.is_empty() {
+    let are_few = tasks.len() <= ALL_ASKED;
+    let mut asked = tasks.to_vec();
+    asked.retain(|task| are_few || task.maybe_archived);
+    if asked.is_empty() {
         return Ok(HashSet::new());
     }
-    history::archived(connection, &ids_of(tasks), OPERATION).await
+    history::archived(connection, &ids_of(&asked), OPERATION).await
 }
 
 fn ids_of<'a>(tasks: &[&'a LiveTask]) -> Vec<&'a str> {
@@ -298,7 +308,7 @@ async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], reten
 async fn copy_ended<'t>(
     connection: &mut PgConnection,
     tasks: impl Iterator<Item = (&'t LiveTask, Option<UnixMicros>)>,
-    retention: RetentionPolicy,
+    to: Destination,
 ) -> Result<()> {
     let mut copying = Copying::new(connection, history::target(OPERATION));
     for (task, first_stored) in tasks {
@@ -309,7 +319,7 @@ async fn copy_ended<'t>(
                 row,
                 first_stored,
             };
-            history::push(copying.row().await?, &entry, retention);
+            history::push(copying.row().await?, &entry, to);
         }
     }
     copying.finish().await

@@ -13,19 +13,45 @@ use crate::writer::copy::{Rows, Target, head};
 /// Bytes kept of each payload beside the facts, for lists and search.
 const PAYLOAD_HEAD: usize = 1024;
 
+/// Probes that one look into recent history makes at most, unless it looks into two generations: some ten milliseconds.
+const PROBES: usize = 10_000;
+
 /// The columns of [`push`].
 pub(super) const fn target(operation: &'static str) -> Target {
     Target {
         statement: COPY,
-        columns: 24,
+        columns: 25,
         operation,
     }
 }
 
 const COPY: &str =
-    "copy kanchi.task (retention_days, first_stored_at, task_id, state, mark, name, queue, queue_inferred,
+    "copy kanchi.task (retention_days, first_stored_at, generation, task_id, state, mark, name, queue, queue_inferred,
     worker, retries, root_id, parent_id, sent_at, received_at, started_at, finished_at, eta, expires, runtime, args,
     kwargs, result, exception, facts) from stdin (format binary)";
+
+/// Where a transaction's rows go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Destination {
+    pub(super) retention: RetentionPolicy,
+    /// The generation of history when the transaction began: rows of it are looked for by that time.
+    generation: i32,
+}
+
+impl Destination {
+    /// The first statement of a transaction that stores rows of history.
+    pub(super) async fn now(
+        connection: &mut PgConnection,
+        retention: RetentionPolicy,
+        operation: &'static str,
+    ) -> Result<Self> {
+        let query = sqlx::query("select kanchi.current_generation()");
+        Ok(Self {
+            retention,
+            generation: query.fetch_one(connection).await.during(operation)?.get(0),
+        })
+    }
+}
 
 /// A task on its way to history.
 #[derive(Clone, Copy, Debug)]
@@ -38,15 +64,16 @@ pub(super) struct Entry<'t> {
 }
 
 /// Fills one row.
-pub(super) fn push(row_of: &mut Rows, entry: &Entry<'_>, retention: RetentionPolicy) {
+pub(super) fn push(row_of: &mut Rows, entry: &Entry<'_>, to: Destination) {
     let row = entry.row;
     let class = match row.outcome() {
-        Some(OutcomeClass::Succeeded) => retention.succeeded,
-        Some(OutcomeClass::Failed) | None => retention.failed,
+        Some(OutcomeClass::Succeeded) => to.retention.succeeded,
+        Some(OutcomeClass::Failed) | None => to.retention.failed,
     };
     row_of
         .int2(i16::try_from(class.days()).unwrap_or(i16::MAX))
         .maybe_time(entry.first_stored)
+        .int4(to.generation)
         .text(entry.task_id)
         .text(row.state.as_str())
         .maybe_text(row.mark.map(kanchi_domain::TaskMark::as_str))
@@ -76,14 +103,18 @@ fn payload(text: Option<&Arc<str>>) -> Option<&str> {
     text.map(|text| head(text, PAYLOAD_HEAD))
 }
 
-/// Returns those of these ids that ended within the last three hours: Redis delivers again after one by default, and each day
-/// more of history would be a read in no order for each task.
+/// Returns those of these ids that ended within the last three hours, for Redis delivers again after one by default: each day more
+/// would be a read in no order for each task. For many ids at once that is bounded further, by generations, of which the last two
+/// have some two million tasks at least.
 pub(super) async fn archived(
     connection: &mut PgConnection,
     ids: &[&str],
     operation: &'static str,
 ) -> Result<HashSet<String>> {
-    let query = sqlx::query("select kanchi.archived($1, now() - interval '3 hours')").bind(ids);
+    let generations = (PROBES / ids.len().max(1)).max(2);
+    let query = sqlx::query("select kanchi.archived($1, now() - interval '3 hours', $2)")
+        .bind(ids)
+        .bind(i32::try_from(generations).unwrap_or(i32::MAX));
     let rows = query.fetch_all(connection).await.during(operation)?;
     Ok(rows.into_iter().map(|row| row.get(0)).collect())
 }

@@ -110,7 +110,7 @@ impl StoreReporter {
         let query = sqlx::query(
             "select i from unnest($1) as i
              where i not in (select task_id from kanchi.load_facts($1))
-                and i not in (select kanchi.archived($1, to_timestamp($2::double precision / 1000000)))",
+                and i not in (select kanchi.archived($1, to_timestamp($2::double precision / 1000000), null))",
         )
         .bind(ids)
         .bind(clamped(since));

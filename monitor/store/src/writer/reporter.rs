@@ -254,8 +254,8 @@ impl StoreReporter {
             Ok(settled)
         };
         let mut result = within(OPERATION, call).await;
-        match result {
-            Err(error) => result = Err(super::rolled_back(&mut connection, error).await),
+        match &result {
+            Err(_) => {}
             Ok(settled) if settled.more => self.sweep = sweep,
             Ok(_) => {
                 self.sweep = sweep;
@@ -264,6 +264,9 @@ impl StoreReporter {
                 let took = begun.elapsed();
                 self.rest_until = (took >= LONG_SETTLE).then(|| begun + took * 20);
             }
+        }
+        if let Err(error) = result {
+            result = Err(super::rolled_back(&mut connection, error).await);
         }
         self.link.put(connection, &result);
         result

@@ -13,10 +13,12 @@ use crate::error::{During, Result};
 use crate::model;
 use crate::retention::RetentionPolicy;
 use crate::writer::copy::Copying;
-use crate::writer::history::{self, Entry};
+use crate::writer::history::{self, Destination, Entry};
 
 /// Tasks that one call moves at most: some 10 MB, some tens of milliseconds.
 const SETTLE_AT_ONCE: usize = 2_000;
+/// Tasks that one statement looks for in all of history: with a thousand generations some hundred thousand probes.
+const LATE_AT_ONCE: usize = 200;
 /// When a task that was due and stays is due again.
 const LATER: &str = "now() + interval '10 minutes'";
 /// Live tasks are looked up in history from the oldest on, at a start and this often: some are missed on the way, because the
@@ -46,10 +48,10 @@ impl Sweep {
 }
 
 /// What [`StoreReporter::settle`](crate::StoreReporter::settle) did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Final tasks that moved from live to history.
-    pub moved: u64,
+    /// Ids of the final tasks that moved from live to history.
+    pub moved: Vec<String>,
     /// Of these, tasks that had a row in history already and were merged with it.
     pub merged: u64,
     /// Whether there may be more to move right now: call again.
@@ -116,6 +118,7 @@ pub(super) async fn run(
 ) -> Result<Settled> {
     const OPERATION: &str = "settle final tasks";
     connection.execute("begin").await.during(OPERATION)?;
+    let to = Destination::now(connection, retention, OPERATION).await?;
     let mut leaving = due(connection, linger_seconds).await?;
     let mut settled = Settled {
         more: leaving.len() == SETTLE_AT_ONCE,
@@ -133,7 +136,7 @@ pub(super) async fn run(
         if row.is_final() {
             moved.push(task.task_id.as_str());
             settled.merged += u64::from(!task.old.is_empty());
-            history::push(copying.row().await?, &task.entry(&row, &facts), retention);
+            history::push(copying.row().await?, &task.entry(&row, &facts), to);
             continue;
         }
         // It is running again, and whoever writes the live row need not know of the run before: that stays in history until
@@ -144,12 +147,11 @@ pub(super) async fn run(
         }
         for old in &task.old {
             let (row, facts) = old.project(now);
-            history::push(copying.row().await?, &old.entry(&row, &facts), retention);
+            history::push(copying.row().await?, &old.entry(&row, &facts), to);
         }
     }
     copying.finish().await?;
-    settled.moved = moved.len() as u64;
-    let query = sqlx::query("select count(*) from kanchi.take_ended($1)").bind(moved);
+    let query = sqlx::query("select count(*) from kanchi.take_ended($1)").bind(&moved);
     query.execute(&mut *connection).await.during(OPERATION)?;
     for (stay, until) in [(later, LATER), (broken, "null")] {
         if !stay.is_empty() {
@@ -159,7 +161,8 @@ pub(super) async fn run(
         }
     }
     connection.execute("commit").await.during(OPERATION)?;
-    settled.more = (settled.more && settled.moved > 0) || unchecked >= SETTLE_AT_ONCE;
+    settled.more = (settled.more && !moved.is_empty()) || unchecked >= SETTLE_AT_ONCE;
+    settled.moved = moved.into_iter().map(str::to_owned).collect();
     Ok(settled)
 }
 
@@ -227,10 +230,13 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
 fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
     let begun = |task: &&Leaving| model::has_a_beginning(&task.facts.project());
     let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = tasks.iter().partition(begun);
-    let searched = [(young, "now() - interval '2 days'"), (late, "'-infinity'::timestamptz")];
+    let searched = [
+        (young, "now() - interval '2 days'", SETTLE_AT_ONCE),
+        (late, "'-infinity'::timestamptz", LATE_AT_ONCE),
+    ];
     let mut all = Vec::new();
-    for (tasks, since) in searched {
-        let parts = tasks.chunks(SETTLE_AT_ONCE);
+    for (tasks, since, at_once) in searched {
+        let parts = tasks.chunks(at_once);
         all.extend(parts.map(|part| (part.iter().map(|task| task.task_id.clone()).collect(), since)));
     }
     all
@@ -256,7 +262,7 @@ async fn archived_live(
     let newest = unchecked.last().map(|task| task.first_stored.0);
     let mut archived: Vec<String> = Vec::new();
     for (ids, since) in by_age(&unchecked) {
-        let sql = format!("select kanchi.archived($1, {since})");
+        let sql = format!("select kanchi.archived($1, {since}, null)");
         let found = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
         archived.extend(found.during(OPERATION)?.iter().map(|row| row.get::<String, _>(0)));
     }

@@ -54,6 +54,11 @@ async fn everything_a_monitor_asks(m: &mut Monitor, first: usize, tasks: usize) 
         .await
         .unwrap();
     settle(&mut m.reporter, now()).await;
+    let mut ended = Vec::new();
+    for before in [None, Some(now())] {
+        let each = |id: &str, _| ended.push(id.to_owned());
+        m.writer.ended_ids(before, 10, each).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -85,9 +90,12 @@ async fn tasks_are_looked_up_by_their_key_whatever_the_planner_knows() {
         ("delete from kanchi.task_live", "Tid Scan on task_live"),
         ("l.due_at <= before", "Index Scan using task_live_due"),
         ("l.first_seen_at > since", "Index Scan using task_live_first_seen"),
+        ("order by t.finished_at desc", "Merge Append"),
+        ("order by t.finished_at desc", "AND (finished_at <= "),
+        ("t.finished_at is null", "AND (finished_at IS NULL)"),
         (
-            "select distinct t.task_id from kanchi.task t",
-            "Index Cond: (hashtextextended(task_id",
+            "select t.task_id from kanchi.task t",
+            "Index Cond: ((((generation)::bigint << 40) |",
         ),
     ] {
         let found = plans(&log, statement);

@@ -23,18 +23,14 @@ const QUERIES: [(&str, &str, &[&str]); 11] = [
         &["(((COALESCE(received_at, sent_at, started_at, finished_at, stored_at) AT TIME ZONE 'UTC'"],
     ),
     ("by end", "task", &["(broker_id = b.broker_id) AND (finished_at"]),
-    (
-        "by id",
-        "task",
-        &["(hashtextextended(task_id, '0'::bigint) = hashtextextended("],
-    ),
+    ("by id", "task", &["(((generation)::bigint << 40) |"]),
     // The root is found by its id.
     (
         "family",
         "task",
         &[
             "(hashtextextended(root_id, '0'::bigint) = hashtextextended(",
-            "(hashtextextended(task_id, '0'::bigint) = hashtextextended(",
+            "(((generation)::bigint << 40) |",
         ],
     ),
     (
@@ -55,7 +51,7 @@ const INDEXES: [(&str, &[&str]); 7] = [
     ("task_unsuccessful", &["unsuccessful"]),
     ("task_arrived_any", &["many brokers"]),
     ("task_finished", &["by end"]),
-    ("task_id_hash", &["by id"]),
+    ("task_id_key", &["by id"]),
     ("task_family", &["family", "children"]),
     ("event_chunk_task", &["events"]),
 ];

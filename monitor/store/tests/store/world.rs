@@ -105,7 +105,7 @@ pub(crate) async fn settle(reporter: &mut StoreReporter, now: UnixMicros) -> Set
     let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let settled = reporter.settle(now, 0).await.unwrap();
-        if settled.moved > 0 {
+        if !settled.moved.is_empty() {
             return settled;
         }
         assert!(Instant::now() < deadline, "nothing settles");
