@@ -34,6 +34,7 @@ pub(crate) struct AmqpConnection {
     pub(crate) connection: Connection,
     pub(crate) product: Option<String>,
     pub(crate) version: Option<String>,
+    timeout: Duration,
 }
 
 impl AmqpConnection {
@@ -80,6 +81,7 @@ impl AmqpConnection {
             connection,
             product: greeting.property("product"),
             version: greeting.property("version"),
+            timeout: purpose.timeout,
         })
     }
 
@@ -102,11 +104,28 @@ impl AmqpConnection {
         self.connection.create_channel().await
     }
 
+    /// Bounds a call whose answer may wait behind deliveries. Lapin (4.12) never answers one that it takes just when the connection breaks.
+    pub(crate) async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, lapin::Error>> + Send,
+    ) -> Result<T, lapin::Error> {
+        within(self.timeout.saturating_mul(3), call).await
+    }
+
     /// Says goodbye, so that the broker does not log a broken connection; does not wait for long.
     pub(crate) async fn close(self) {
         let closing = self.connection.close(200, "OK".into());
         drop(tokio::time::timeout(Duration::from_secs(2), closing).await);
     }
+}
+
+/// Waits so long for an answer.
+pub(crate) async fn within<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<T, lapin::Error>> + Send,
+) -> Result<T, lapin::Error> {
+    let answer = tokio::time::timeout(timeout, call).await;
+    answer.unwrap_or_else(|_elapsed| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
 }
 
 fn uri(spec: &BrokerConnectSpec, heartbeat: Duration) -> AMQPUri {

@@ -147,7 +147,8 @@ impl Consumption {
             if !matches!(topology::exists(connection, spec, &old).await, Ok(true)) {
                 continue;
             }
-            if let Err(error) = topology::unbind(connection, &old, &plan.exchange).await {
+            let unbinding = topology::unbind(connection, &old, &plan.exchange);
+            if let Err(error) = connection.within(unbinding).await {
                 tracing::warn!(
                     queue = old,
                     "failed to unbind a queue of an earlier configuration: {error}"
@@ -201,14 +202,22 @@ impl Consumption {
                 (Ok(Ended::Drained), Some(old)) => {
                     tracing::info!(queue = old, "drained the queue of an earlier configuration");
                     // Only an unused queue is deleted: this session's consumer ends first.
-                    let closed = session.channel.close(200, "OK".into()).await;
-                    if let Err(error) = closed.and(topology::delete(connection, &old).await) {
+                    let deleting = async {
+                        session.channel.close(200, "OK".into()).await?;
+                        topology::delete(connection, &old).await
+                    };
+                    if let Err(error) = connection.within(deleting).await {
                         tracing::warn!(queue = old, "failed to delete a drained queue: {error}");
                     }
                     self.outdated.retain(|other| *other != old);
                 }
                 (Ok(ended), _) => return ended,
-                (Err(error), _) if connection.connection.status().connected() && opened.elapsed() > SHORT_LIFE => {
+                // A socket that breaks takes the connection with it, which says so a moment later.
+                (Err(error), _)
+                    if !error.is_io_error()
+                        && connection.connection.status().connected()
+                        && opened.elapsed() > SHORT_LIFE =>
+                {
                     tracing::warn!("the broker closed the channel, opening another: {error}");
                     match topology::exists(connection, spec, &plan.name).await {
                         Ok(true) => {}

@@ -299,12 +299,14 @@ pub(super) async fn exists(
     spec: &BrokerConnectSpec,
     queue: &str,
 ) -> Result<bool, ConnectError> {
-    let channel = connection.channel().await.map_err(|error| failed(spec, &error))?;
-    match look(&channel, queue).await {
-        Ok(_depth) => {
-            drop(channel.close(200, "OK".into()).await);
-            Ok(true)
-        }
+    let looking = async {
+        let channel = connection.channel().await?;
+        look(&channel, queue).await?;
+        drop(channel.close(200, "OK".into()).await);
+        Ok(())
+    };
+    match connection.within(looking).await {
+        Ok(()) => Ok(true),
         Err(error) if reply_code(&error) == Some(404) => Ok(false),
         Err(error) => Err(failed(spec, &error)),
     }

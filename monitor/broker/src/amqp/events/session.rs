@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use super::acker::Acker;
 use super::completeness::{Completeness, LOOK, Look, Position};
 use super::{Consumption, Ended};
-use crate::amqp::connection::AmqpConnection;
+use crate::amqp::connection::{AmqpConnection, within};
 use crate::amqp::topology::{self, QueuePlan};
 use crate::net::ConnectError;
 use crate::report::{ConnectReason, ConnectionState, GapCause};
@@ -67,7 +67,7 @@ impl<'a> Session<'a> {
         queue: String,
         draining: bool,
     ) -> Result<Self, lapin::Error> {
-        let channel = connection.channel().await?;
+        let channel = connection.within(connection.channel()).await?;
         let base = task.last_tag;
         if let Some(tag) = task.handover.acknowledged() {
             state.ledger.acknowledged(tag);
@@ -106,7 +106,7 @@ impl<'a> Session<'a> {
             interrupted = StreamTask::interrupted(&stop, &mut specs) => Ok(Ended::Interrupted(interrupted)),
         };
         if outcome.is_ok() {
-            acker.acknowledge_all().await?;
+            self.connection.within(acker.acknowledge_all()).await?;
         }
         outcome
     }
@@ -194,7 +194,7 @@ impl<'a> Session<'a> {
                     let (_held, _foreign, unacked) = self.state.ledger.held();
                     // Another consumer is a process before this one, whose connection the broker has not given up yet; what
                     // it holds comes back then. No consumer at all is what is said of a quorum queue whose leader is busy.
-                    let queue = topology::look(&self.channel, &self.queue).await?;
+                    let queue = self.connection.within(topology::look(&self.channel, &self.queue)).await?;
                     let done = unacked == 0 && queue.ready == 0 && queue.consumers == 1;
                     drained = if done { drained + 1 } else { 0 };
                     if drained >= DRAINED {
@@ -376,14 +376,6 @@ async fn look_for_dropped(
     };
     let looked = within(timeout, looking).await;
     looked.inspect_err(|error| tracing::debug!("failed to look for an overflow: {error}"))
-}
-
-async fn within<T>(
-    timeout: Duration,
-    call: impl Future<Output = Result<T, lapin::Error>> + Send,
-) -> Result<T, lapin::Error> {
-    let answer = tokio::time::timeout(timeout, call).await;
-    answer.unwrap_or_else(|_elapsed| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
 }
 
 #[expect(
