@@ -40,8 +40,8 @@ pub(crate) fn upkeep(args: &UpkeepArgs) -> ExitCode {
             }
         }
         tracing::info!(taken, "statistics rolled up");
-        admin.make_room().await?;
-        Ok(())
+        admin.advance_generation().await?;
+        admin.make_room().await.map(drop)
     })
 }
 

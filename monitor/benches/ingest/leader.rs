@@ -1,4 +1,5 @@
-//! What the operator's leader does in the store meanwhile: it keeps the live table small and rolls statistics up.
+//! What the operator's leader does in the store meanwhile: it keeps the live table small, begins generations of history and
+//! rolls statistics up.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use anyhow::Result;
 use kanchi_store::{StoreAdmin, StoreUrl};
 use tokio::sync::oneshot;
 
-/// How often the live table is looked at, as by the operator.
+/// How often the live table and the generation are looked at, as by the operator.
 const ROOM: Duration = Duration::from_secs(5);
 
 /// How often statistics are rolled up, as by the operator.
@@ -54,7 +55,7 @@ async fn lead(owner: &StoreUrl) {
         let Ok(admin) = StoreAdmin::connect(owner).await else {
             continue;
         };
-        let mut well = admin.make_room().await.is_ok();
+        let mut well = admin.advance_generation().await.is_ok() && admin.make_room().await.is_ok();
         if rolled_up.elapsed() >= ROLL_UPS {
             rolled_up = Instant::now();
             while well {

@@ -398,7 +398,11 @@ impl Committer {
             let Some(loaded) = store.archived_ids(piece).await? else {
                 return Ok(None);
             };
-            self.told.shared.archived().load(piece, &loaded);
+            let mut archived = self.told.shared.archived();
+            match loaded {
+                Some(loaded) => archived.load(piece, &loaded),
+                None => archived.give_up(),
+            }
         }
         let missing = self.reducer.missing(&part.tasks);
         self.told.shared.metrics.cache_misses.inc_by(missing.len() as u64);

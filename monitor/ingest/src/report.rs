@@ -280,12 +280,12 @@ impl Reporter {
         while Instant::now() < until {
             self.renew().await?;
             let now = self.shared.now();
-            let settled = self.store().await?.settle(now, LINGER_SECONDS).await;
-            // Nobody knows what it moved.
-            let settled = settled.inspect_err(|_| self.shared.archived().forget())?;
-            self.shared.archived().add(settled.moved.iter().map(String::as_str));
+            let shared = Arc::clone(&self.shared);
+            // Before history has them, for the outcome of a COMMIT may never be known.
+            let leave = |ids: &[&str]| shared.archived().add(ids.iter().copied());
+            let settled = self.store().await?.settle(now, LINGER_SECONDS, leave).await?;
             tracing::debug!(
-                moved = settled.moved.len(),
+                moved = settled.moved,
                 merged = settled.merged,
                 "final tasks moved to history"
             );

@@ -109,16 +109,22 @@ $$;
 -- Ids come in no order. Once one index over all of them has outgrown the server's buffers, each row reads, writes and logs a
 -- page of its own. So each row of history has the number of the newest generation, the index begins with that number, and the
 -- next generation begins when the present one's part of the index fills a quarter of the buffers, and with each day (UTC).
--- Who looks for an id has to probe each generation.
+-- Who looks for an id has to probe each generation, so from the ninth of a day on each may grow to more than the one before:
+-- a thousand tasks a second begin some forty a day with 128 MB of buffers, ten thousand some hundred and thirty.
 
--- Begins the next generation if it is time; monitors that store events ask with each heartbeat.
+-- Begins the next generation if it is time; the leader asks every few seconds.
 create function kanchi.advance_generation() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     newest kanchi.task_generation;
+    today bigint;
     bytes bigint;
+    most double precision := pg_size_bytes(current_setting('shared_buffers')) / 4.0;
 begin
+    -- The server's clock was set back: what is stored from now on must not seem to be older than its generation.
+    update kanchi.task_generation set began_at = now() where began_at > now();
     select * into newest from kanchi.task_generation order by generation desc limit 1;
+    select count(*) into today from kanchi.task_generation where began_at >= date_trunc('day', now(), 'UTC');
     -- Not pg_partition_tree, which keeps a lock on each partition until the transaction ends.
     with recursive part (id) as (
         select 'kanchi.task_id_key'::regclass::oid
@@ -127,7 +133,7 @@ begin
     )
     select sum(pg_relation_size(id)) into bytes from part;
     if newest.began_at < date_trunc('day', now(), 'UTC')
-        or bytes - newest.index_bytes > pg_size_bytes(current_setting('shared_buffers')) / 4
+        or bytes - newest.index_bytes > most * greatest(1, today / 8.0)
     then
         insert into kanchi.task_generation (generation, began_at, index_bytes)
         values (newest.generation + 1, clock_timestamp(), bytes) on conflict do nothing;
@@ -138,21 +144,28 @@ begin
 end $$;
 
 -- Days, the newest first, whose generations have rows that were stored since then, at most so many generations (null: all). A row
--- has the generation of the moment at which its transaction began, give or take the time in which the next one was committed.
+-- has the generation of the moment at which its transaction began, give or take the time in which the next one was committed;
+-- an hour more costs nothing, for the partitions of the days beside it are touched anyway, and forgives a clock that is set back.
 create function kanchi.history_days(p_since timestamptz, p_generations integer)
 returns table (since timestamptz, until timestamptz, generations integer[])
 language sql stable set search_path = pg_catalog, pg_temp as $$
-    select min(began_at) - interval '1 minute', max(ended_at) + interval '1 minute', array_agg(generation)
+    select min(began_at) - interval '1 hour', max(ended_at) + interval '1 hour', array_agg(generation)
     from (
         select generation, began_at, lead(began_at, 1, 'infinity') over (order by generation) as ended_at
         from kanchi.task_generation
         where generation >= coalesce((
-            select generation from kanchi.task_generation where began_at <= p_since - interval '1 minute'
+            select generation from kanchi.task_generation where began_at <= p_since - interval '1 hour'
             order by generation desc limit 1), 0)
         order by generation desc limit p_generations
     ) as recent
     group by date_trunc('day', began_at, 'UTC')
     order by 1 desc
+$$;
+
+-- How many generations have to be probed for each task that was stored since then.
+create function kanchi.generations_since(p_since timestamptz) returns bigint
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select coalesce(sum(cardinality(generations)), 0) from kanchi.history_days(p_since, null)
 $$;
 
 -- Where these tasks may stand in the index.

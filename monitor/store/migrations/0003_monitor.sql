@@ -291,6 +291,20 @@ begin
         where broker_id = b order by dead_letter_id desc offset 1000 limit 1);
 end $$;
 
+-- Refuses an epoch that is over. The lock makes the next begin_epoch wait for this transaction, so that no write of an old
+-- epoch comes after it.
+create function kanchi.hold_epoch(p_epoch bigint) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    b integer := kanchi.current_broker();
+    e bigint;
+begin
+    select epoch into e from kanchi.writer where broker_id = b for share;
+    if e is distinct from p_epoch then
+        raise exception 'epoch % of broker % is over, % is the current one', p_epoch, b, e using errcode = 'KN001';
+    end if;
+end $$;
+
 -- Begins the end of a batch: claims the batch id, holds the epoch and writes everything small. False: committed before. Not at
 -- the beginning of its transaction: a batch that goes ahead while another one ends must hold nothing that anybody waits for,
 -- and the epoch's row, whose shared locks are granted past a writer that waits, would be held for ever by two in turn.
@@ -299,13 +313,8 @@ create function kanchi.commit_batch(p_batch uuid, p_epoch bigint, p_digests byte
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     b integer := kanchi.current_broker();
-    e bigint;
 begin
-    -- The lock makes the next begin_epoch wait for this transaction, so that no write of an old epoch comes after it.
-    select epoch into e from kanchi.writer where broker_id = b for share;
-    if e is distinct from p_epoch then
-        raise exception 'epoch % of broker % is over, % is the current one', p_epoch, b, e using errcode = 'KN001';
-    end if;
+    perform kanchi.hold_epoch(p_epoch);
     insert into kanchi.batch (broker_id, batch_id, epoch, digests) values (b, p_batch, p_epoch, p_digests)
     on conflict do nothing;
     if not found then
@@ -641,9 +650,6 @@ begin
         event_queue text, config_error text, store_error text, complete_until bigint, epoch bigint);
     if r.epoch is not null and not exists (select from kanchi.writer where broker_id = b and epoch = r.epoch) then
         raise exception 'epoch % of broker % is over', r.epoch, b using errcode = 'KN001';
-    end if;
-    if r.events_per_second > 0 then
-        perform kanchi.advance_generation();
     end if;
     insert into kanchi.heartbeat as h values (b, clock_timestamp(), left(r.instance, 255), left(r.version, 64),
         left(r.connection, 64), left(r.reason, 64), left(r.message, 1024), left(r.broker_version, 255),

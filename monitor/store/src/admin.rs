@@ -1,6 +1,7 @@
 //! The operator's side of the store, under the role that owns the schema.
 
 mod broker;
+mod generation;
 mod purge;
 mod report;
 mod role;
@@ -17,6 +18,7 @@ pub use broker::{BrokerKey, BrokerSpec};
 pub use purge::{Purge, Purged};
 pub use report::{HourCounts, MonitorReport, TopQueue};
 pub use role::RoleMode;
+pub use room::Room;
 pub use shared::SharedRole;
 pub(crate) use shared::grant_migrated;
 pub use upkeep::{Expiring, Upkeep};

@@ -24,8 +24,8 @@ mod migration;
 mod scram;
 
 pub use admin::{
-    BrokerKey, BrokerSpec, Expiring, Hints, HourCounts, MonitorReport, Purge, Purged, RoleMode, SharedRole, StoreAdmin,
-    TopQueue, Upkeep,
+    BrokerKey, BrokerSpec, Expiring, Hints, HourCounts, MonitorReport, Purge, Purged, RoleMode, Room, SharedRole,
+    StoreAdmin, TopQueue, Upkeep,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use kanchi_domain::UnixMicros;

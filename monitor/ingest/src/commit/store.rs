@@ -226,16 +226,23 @@ impl Store {
         Ok(Some(loaded))
     }
 
-    /// Returns a piece of the ids that recent history has.
-    pub(crate) async fn archived_ids(&mut self, piece: Piece) -> Result<Option<LoadedPiece>, Error> {
+    /// Returns a piece of the ids that recent history has; `None` in it: that takes the store too long.
+    pub(crate) async fn archived_ids(&mut self, piece: Piece) -> Result<Option<Option<LoadedPiece>>, Error> {
         let before = match piece {
             Piece::WithoutEnd => None,
             Piece::EndedBefore(moment) => Some(moment),
         };
         let loaded = ask!(self, writer => {
             let mut loaded = LoadedPiece::default();
-            let done = writer.ended_ids(before, PIECE, |id, ended| loaded.push(id, ended)).await;
-            done.map(|()| loaded)
+            match writer.ended_ids(before, PIECE, |id, ended| loaded.push(id, ended)).await {
+                Ok(()) => Ok(Some(loaded)),
+                // Nothing depends on it: tasks that end are looked up one by one instead.
+                Err(error) if error.kind() == ErrorKind::Timeout => {
+                    tracing::warn!(%error, "each task that ends is looked up in history from now on, which takes longer");
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
         });
         Ok(Some(loaded))
     }

@@ -202,5 +202,8 @@ const PRUNE: [&str; 8] = [
      where ranked.number > 10000 and w.broker_id = ranked.broker_id and w.hostname = ranked.hostname",
     "delete from kanchi.task_generation g where exists (
         select from kanchi.task_generation n
-        where n.generation = g.generation + 1 and n.began_at < kanchi.oldest_partition('task') - interval '1 day')",
+        where n.generation = g.generation + 1 and n.began_at < coalesce((
+            select min(to_date(right(relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC') from pg_class
+            where relnamespace = 'kanchi'::regnamespace and relkind = 'r' and relispartition
+                and relname ~ '^task_\\d+_\\d{8}$' and pg_relation_size(oid) > 0), now()) - interval '1 day')",
 ];

@@ -13,7 +13,7 @@ use crate::writer::copy::{Rows, Target, head};
 /// Bytes kept of each payload beside the facts, for lists and search.
 const PAYLOAD_HEAD: usize = 1024;
 
-/// Probes that one look into recent history makes at most, unless it looks into two generations: some ten milliseconds.
+/// Probes that one look into recent history makes at most, unless it looks into four generations: some hundred milliseconds.
 const PROBES: usize = 10_000;
 
 /// The columns of [`push`].
@@ -104,14 +104,14 @@ fn payload(text: Option<&Arc<str>>) -> Option<&str> {
 }
 
 /// Returns those of these ids that ended within the last three hours, for Redis delivers again after one by default: each day more
-/// would be a read in no order for each task. For many ids at once that is bounded further, by generations, of which the last two
-/// have some two million tasks at least.
+/// would be a read in no order for each task. For many ids at once that is bounded further, by generations, of which the last four
+/// have some two million tasks at least, unless one ended early because its day did.
 pub(super) async fn archived(
     connection: &mut PgConnection,
     ids: &[&str],
     operation: &'static str,
 ) -> Result<HashSet<String>> {
-    let generations = (PROBES / ids.len().max(1)).max(2);
+    let generations = (PROBES / ids.len().max(1)).max(4);
     let query = sqlx::query("select kanchi.archived($1, now() - interval '3 hours', $2)")
         .bind(ids)
         .bind(i32::try_from(generations).unwrap_or(i32::MAX));

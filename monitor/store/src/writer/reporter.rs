@@ -12,7 +12,7 @@ use crate::model::{GapRow, Heartbeat, QueueRow, WorkerRow};
 use crate::retention::RetentionPolicy;
 use crate::url::StoreUrl;
 use crate::writer::copy::clamped;
-use crate::writer::settle::{self, Settled, Sweep};
+use crate::writer::settle::{self, Settled, Settling, Sweep};
 use crate::writer::{Epoch, json};
 
 /// One sample of each queue is kept in this time; the newest is always known.
@@ -231,8 +231,13 @@ impl StoreReporter {
     /// whether a task past its `expires` is EXPIRED.
     ///
     /// A task whose id is in history already ends in one row there, with the facts of both. A call that took long makes the
-    /// next ones do nothing for twenty times as long.
-    pub async fn settle(&mut self, now: UnixMicros, linger_seconds: u32) -> Result<Settled> {
+    /// next ones do nothing for twenty times as long. `leave` is told of the tasks before history has them, whatever becomes of the call.
+    pub async fn settle(
+        &mut self,
+        now: UnixMicros,
+        linger_seconds: u32,
+        leave: impl FnOnce(&[&str]) + Send,
+    ) -> Result<Settled> {
         const OPERATION: &str = "settle final tasks";
         let begun = Instant::now();
         if self.rest_until.is_some_and(|until| begun < until) {
@@ -244,7 +249,13 @@ impl StoreReporter {
         let mut sweep = self.sweep.at(begun);
         let call = async {
             let swept = check.then_some(&mut sweep);
-            let settled = settle::run(&mut connection, now, linger_seconds, swept, self.retention).await?;
+            let settling = Settling {
+                now,
+                linger_seconds,
+                retention: self.retention,
+                epoch: self.epoch,
+            };
+            let settled = settle::run(&mut connection, settling, swept, leave).await?;
             if prune && !settled.more {
                 connection
                     .execute("select kanchi.prune_batches()")
@@ -254,8 +265,8 @@ impl StoreReporter {
             Ok(settled)
         };
         let mut result = within(OPERATION, call).await;
-        match &result {
-            Err(_) => {}
+        match result {
+            Err(error) => result = Err(super::rolled_back(&mut connection, error).await),
             Ok(settled) if settled.more => self.sweep = sweep,
             Ok(_) => {
                 self.sweep = sweep;
@@ -264,9 +275,6 @@ impl StoreReporter {
                 let took = begun.elapsed();
                 self.rest_until = (took >= LONG_SETTLE).then(|| begun + took * 20);
             }
-        }
-        if let Err(error) = result {
-            result = Err(super::rolled_back(&mut connection, error).await);
         }
         self.link.put(connection, &result);
         result

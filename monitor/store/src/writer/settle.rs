@@ -12,13 +12,14 @@ use sqlx::{Executor, PgConnection, Row};
 use crate::error::{During, Result};
 use crate::model;
 use crate::retention::RetentionPolicy;
+use crate::writer::Epoch;
 use crate::writer::copy::Copying;
 use crate::writer::history::{self, Destination, Entry};
 
 /// Tasks that one call moves at most: some 10 MB, some tens of milliseconds.
 const SETTLE_AT_ONCE: usize = 2_000;
-/// Tasks that one statement looks for in all of history: with a thousand generations some hundred thousand probes.
-const LATE_AT_ONCE: usize = 200;
+/// Probes that one call makes at most, for each task one into each generation of the time in question: a second or two.
+const PROBES: usize = 100_000;
 /// When a task that was due and stays is due again.
 const LATER: &str = "now() + interval '10 minutes'";
 /// Live tasks are looked up in history from the oldest on, at a start and this often: some are missed on the way, because the
@@ -47,11 +48,56 @@ impl Sweep {
     }
 }
 
+/// How many tasks one call looks for in history, by how far back.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    /// Whose beginning was seen.
+    young: usize,
+    /// The others.
+    late: usize,
+}
+
+impl Reach {
+    async fn now(connection: &mut PgConnection) -> Result<Self> {
+        let sql = format!("select kanchi.generations_since({YOUNG_SINCE}), kanchi.generations_since({LATE_SINCE})");
+        let generations = sqlx::query(&sql).fetch_one(connection).await;
+        let generations = generations.during("count the generations of history")?;
+        Ok(Self {
+            young: Self::of(generations.get(0)),
+            late: Self::of(generations.get(1)),
+        })
+    }
+
+    fn of(generations: i64) -> usize {
+        (PROBES / usize::try_from(generations).unwrap_or(1).max(1)).clamp(1, SETTLE_AT_ONCE)
+    }
+
+    /// Keeps the first ones, so that each call gets on however many generations there are.
+    fn bound(self, leaving: &mut Vec<Leaving>) {
+        let (mut young, mut late) = (0, 0);
+        leaving.retain(|task| {
+            let (count, most) = if task.has_a_beginning() {
+                (&mut young, self.young)
+            } else {
+                (&mut late, self.late)
+            };
+            *count += 1;
+            *count <= most
+        });
+    }
+}
+
+/// How far back history is searched for a task whose beginning was seen.
+const YOUNG_SINCE: &str = "now() - interval '2 days'";
+
+/// And for one of which it was not: a late event.
+const LATE_SINCE: &str = "'-infinity'::timestamptz";
+
 /// What [`StoreReporter::settle`](crate::StoreReporter::settle) did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Ids of the final tasks that moved from live to history.
-    pub moved: Vec<String>,
+    /// Final tasks that moved from live to history.
+    pub moved: u64,
     /// Of these, tasks that had a row in history already and were merged with it.
     pub merged: u64,
     /// Whether there may be more to move right now: call again.
@@ -76,6 +122,10 @@ struct Leaving {
 }
 
 impl Leaving {
+    fn has_a_beginning(&self) -> bool {
+        model::has_a_beginning(&self.facts.project())
+    }
+
     const fn entry<'t>(&'t self, row: &'t TaskRow, facts: &'t [u8]) -> Entry<'t> {
         Entry {
             task_id: self.task_id.as_str(),
@@ -108,27 +158,40 @@ impl Leaving {
     }
 }
 
-/// Moves what is due, and with `sweep` what history knows; the transaction is left open on an error.
+/// Who settles, and how.
+pub(super) struct Settling {
+    pub(super) now: UnixMicros,
+    pub(super) linger_seconds: u32,
+    pub(super) retention: RetentionPolicy,
+    /// An epoch that is over is refused; `None`: nobody else writes.
+    pub(super) epoch: Option<Epoch>,
+}
+
+/// Moves what is due, and with `sweep` what history knows; the transaction is left open on an error. `leave` is told of the
+/// tasks that will be in history before they are.
 pub(super) async fn run(
     connection: &mut PgConnection,
-    now: UnixMicros,
-    linger_seconds: u32,
+    settling: Settling,
     sweep: Option<&mut Sweep>,
-    retention: RetentionPolicy,
+    leave: impl FnOnce(&[&str]) + Send,
 ) -> Result<Settled> {
     const OPERATION: &str = "settle final tasks";
+    let (now, linger_seconds) = (settling.now, settling.linger_seconds);
     connection.execute("begin").await.during(OPERATION)?;
-    let to = Destination::now(connection, retention, OPERATION).await?;
+    let to = Destination::now(connection, settling.retention, OPERATION).await?;
+    let reach = Reach::now(connection).await?;
     let mut leaving = due(connection, linger_seconds).await?;
+    let found = leaving.len();
+    reach.bound(&mut leaving);
     let mut settled = Settled {
-        more: leaving.len() == SETTLE_AT_ONCE,
+        more: found == SETTLE_AT_ONCE || leaving.len() < found,
         ..Settled::default()
     };
-    let unchecked = match sweep {
-        Some(sweep) => archived_live(connection, linger_seconds, sweep, &mut leaving).await?,
-        None => 0,
+    let checked_all = match sweep {
+        Some(sweep) => archived_live(connection, linger_seconds, reach, sweep, &mut leaving).await?,
+        None => true,
     };
-    join_history(connection, &mut leaving).await?;
+    join_history(connection, reach, &mut leaving).await?;
     let mut copying = Copying::new(connection, history::target(OPERATION));
     let (mut moved, mut later, mut broken) = (Vec::new(), Vec::new(), Vec::new());
     for task in &leaving {
@@ -160,9 +223,14 @@ pub(super) async fn run(
             query.execute(&mut *connection).await.during(OPERATION)?;
         }
     }
+    leave(&moved);
+    if let Some(epoch) = settling.epoch {
+        let query = sqlx::query("select kanchi.hold_epoch($1)").bind(epoch.0);
+        query.execute(&mut *connection).await.during(OPERATION)?;
+    }
     connection.execute("commit").await.during(OPERATION)?;
-    settled.more = (settled.more && !moved.is_empty()) || unchecked >= SETTLE_AT_ONCE;
-    settled.moved = moved.into_iter().map(str::to_owned).collect();
+    settled.moved = moved.len() as u64;
+    settled.more = (settled.more && settled.moved > 0) || !checked_all;
     Ok(settled)
 }
 
@@ -202,10 +270,10 @@ fn leaving(row: &PgRow) -> Leaving {
 
 /// Takes rows of the same ids out of history and adds their facts: recent history for tasks whose beginning was seen,
 /// all of it for the others, which are late events of tasks that were archived.
-async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) -> Result<()> {
+async fn join_history(connection: &mut PgConnection, reach: Reach, leaving: &mut [Leaving]) -> Result<()> {
     const OPERATION: &str = "merge with history";
     leaving.sort_by(|a, b| a.task_id.cmp(&b.task_id));
-    for (ids, since) in by_age(leaving) {
+    for (ids, since) in by_age(leaving, reach) {
         let sql = format!(
             "select task_id, facts, case when queue_inferred then queue end, first_stored_at from kanchi.take_history($1, {since})"
         );
@@ -227,13 +295,9 @@ async fn join_history(connection: &mut PgConnection, leaving: &mut [Leaving]) ->
 
 /// Ids by how far back history is searched for them: recent history for tasks whose beginning was seen, all of it for
 /// the others. As many together as a statement is made for.
-fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
-    let begun = |task: &&Leaving| model::has_a_beginning(&task.facts.project());
-    let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = tasks.iter().partition(begun);
-    let searched = [
-        (young, "now() - interval '2 days'", SETTLE_AT_ONCE),
-        (late, "'-infinity'::timestamptz", LATE_AT_ONCE),
-    ];
+fn by_age(tasks: &[Leaving], reach: Reach) -> Vec<(Vec<String>, &'static str)> {
+    let (young, late): (Vec<&Leaving>, Vec<&Leaving>) = tasks.iter().partition(|task| task.has_a_beginning());
+    let searched = [(young, YOUNG_SINCE, reach.young), (late, LATE_SINCE, reach.late)];
     let mut all = Vec::new();
     for (tasks, since, at_once) in searched {
         let parts = tasks.chunks(at_once);
@@ -242,26 +306,27 @@ fn by_age(tasks: &[Leaving]) -> Vec<(Vec<String>, &'static str)> {
     all
 }
 
-/// Locks live tasks that are not final but whose id history knows. Returns how many were looked up, which are those that came
-/// after the ones that were looked up before.
+/// Locks live tasks that are not final but whose id history knows, among those that came after the ones that were looked up before.
+/// Returns whether these were all.
 async fn archived_live(
     connection: &mut PgConnection,
     linger_seconds: u32,
+    reach: Reach,
     sweep: &mut Sweep,
     leaving: &mut Vec<Leaving>,
-) -> Result<usize> {
+) -> Result<bool> {
     const OPERATION: &str = "look for live tasks in history";
     let unchecked =
         "select task_id, facts, queue, first_seen_at from kanchi.unchecked($1, make_interval(secs => $2), $3)";
     let query = sqlx::query(unchecked)
         .bind(sweep.through)
         .bind(f64::from(linger_seconds))
-        .bind(i32::try_from(SETTLE_AT_ONCE).unwrap_or(i32::MAX));
+        .bind(i32::try_from(reach.late).unwrap_or(i32::MAX));
     let rows = query.fetch_all(&mut *connection).await.during(OPERATION)?;
     let unchecked: Vec<Leaving> = rows.iter().map(self::leaving).collect();
     let newest = unchecked.last().map(|task| task.first_stored.0);
     let mut archived: Vec<String> = Vec::new();
-    for (ids, since) in by_age(&unchecked) {
+    for (ids, since) in by_age(&unchecked, reach) {
         let sql = format!("select kanchi.archived($1, {since}, null)");
         let found = sqlx::query(&sql).bind(ids).fetch_all(&mut *connection).await;
         archived.extend(found.during(OPERATION)?.iter().map(|row| row.get::<String, _>(0)));
@@ -276,10 +341,10 @@ async fn archived_live(
     }
     if left > 0 {
         // A commit is writing one: all are looked up again, the next time.
-        return Ok(0);
+        return Ok(true);
     }
     sweep.through = newest.unwrap_or(sweep.through);
-    Ok(unchecked.len())
+    Ok(unchecked.len() < reach.late)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Generations of history: when one begins, and that a task is found in whichever it was stored.
 
 use kanchi_domain::UnixMicros;
-use kanchi_store::Heartbeat;
+use kanchi_store::ErrorKind;
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 
 use crate::world::{Monitor, World, batch, live, now, received, row_of, settle, started, succeeded};
@@ -9,15 +9,6 @@ use crate::world::{Monitor, World, batch, live, now, received, row_of, settle, s
 const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
 
 const GENERATIONS: &str = "select count(*) from kanchi.task_generation";
-
-fn beat(events_per_second: f64) -> Heartbeat {
-    Heartbeat {
-        instance: "orders-monitor-0".into(),
-        connection: "Connected".into(),
-        events_per_second: Some(events_per_second),
-        ..Heartbeat::default()
-    }
-}
 
 fn next_generation(world: &World) {
     world.sql(
@@ -42,11 +33,9 @@ async fn a_generation_begins_with_each_day_and_when_its_index_has_a_quarter_of_t
     let world = World::on(Postgres::with(&options).unwrap()).await;
     world.admin.upkeep(now()).await.unwrap();
     let mut m = world.monitor("orders").await;
-    m.reporter.heartbeat(&beat(0.0)).await.unwrap();
-    assert_eq!(world.sql(GENERATIONS), "1", "a quiet monitor begins none");
-    m.reporter.heartbeat(&beat(1.0)).await.unwrap();
+    world.admin.advance_generation().await.unwrap();
     assert_eq!(world.sql(GENERATIONS), "2", "the first one began before today");
-    m.reporter.heartbeat(&beat(1.0)).await.unwrap();
+    world.admin.advance_generation().await.unwrap();
     assert_eq!(world.sql(GENERATIONS), "2");
 
     // Some 500 kB of index.
@@ -54,16 +43,16 @@ async fn a_generation_begins_with_each_day_and_when_its_index_has_a_quarter_of_t
         "insert into kanchi.task (broker_id, retention_days, generation, task_id, state, queue_inferred, retries, facts)
          select 1, 14, 1, 'task-' || n, 'SUCCESS', false, 0, '' from generate_series(1, 10000) as n",
     );
-    m.reporter.heartbeat(&beat(1.0)).await.unwrap();
-    m.reporter.heartbeat(&beat(1.0)).await.unwrap();
-    assert_eq!(world.sql(GENERATIONS), "3", "one, not one with each heartbeat");
+    world.admin.advance_generation().await.unwrap();
+    world.admin.advance_generation().await.unwrap();
+    assert_eq!(world.sql(GENERATIONS), "3", "one, not one with each look");
     ends(&mut m, ID, 0).await;
     let stored = format!("select generation from kanchi.task where task_id = '{ID}'");
     assert_eq!(world.sql(&stored), "2");
 
     // Partitions go, and what the index grows from then on counts.
     world.sql("update kanchi.task_generation set index_bytes = 1 << 30 where generation = 2");
-    m.reporter.heartbeat(&beat(1.0)).await.unwrap();
+    world.admin.advance_generation().await.unwrap();
     let base = world.sql("select index_bytes < 1 << 20 from kanchi.task_generation where generation = 2");
     assert_eq!((base.as_str(), world.sql(GENERATIONS).as_str()), ("t", "3"));
 }
@@ -117,14 +106,15 @@ async fn a_task_is_found_in_whichever_generation_it_was_stored() {
 }
 
 #[tokio::test]
-async fn a_batch_of_many_tasks_looks_into_the_last_two_generations_only() {
+async fn a_batch_of_many_tasks_looks_into_the_last_four_generations_only() {
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
     ends(&mut m, ID, 0).await;
     let others = |run: usize| (0..6_000).map(move |number| format!("{run}-{number}"));
-    for (run, rows) in [(1, 1), (2, 2)] {
-        next_generation(&world);
-        next_generation(&world);
+    for (run, generations, rows) in [(1, 9, 1), (2, 3, 1), (3, 4, 2)] {
+        for _ in 0..generations {
+            next_generation(&world);
+        }
         let ids: Vec<String> = others(run).chain([ID.to_owned()]).collect();
         // Few at once are looked for further back: two thousand probes for each.
         let ids = if run == 1 { &ids[6_000..] } else { &ids[..] };
@@ -133,7 +123,7 @@ async fn a_batch_of_many_tasks_looks_into_the_last_two_generations_only() {
             .commit(&batch(m.epoch, ids.iter().map(whole).collect()))
             .await
             .unwrap();
-        if run == 1 {
+        if rows == 1 {
             settle(&mut m.reporter, now()).await;
         }
         let found = world.sql(&format!("select count(*) from kanchi.task where task_id = '{ID}'"));
@@ -151,9 +141,13 @@ async fn generations_without_a_partition_are_forgotten() {
     world.admin.upkeep(now()).await.unwrap();
     assert_eq!(world.sql(GENERATIONS), "4");
     world.sql("update kanchi.task_generation set began_at = began_at - interval '100 days' where generation < 3");
+    ends(&mut world.monitor("orders").await, ID, 0).await;
     world.admin.upkeep(now()).await.unwrap();
     let left = world.sql("select string_agg(generation::text, ' ' order by generation) from kanchi.task_generation");
-    assert_eq!(left, "2 3", "the one that ended today has partitions");
+    assert_eq!(
+        left, "2 3",
+        "the one that ended today has rows, empty partitions of a long class have none"
+    );
 }
 
 #[tokio::test]
@@ -212,4 +206,67 @@ async fn the_ids_of_tasks_that_ended_lately_are_told_from_the_newest_on() {
         m.writer.ended_ids(before, 3, each).await.unwrap();
         assert_eq!(told, expected, "before {before:?}");
     }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_hides_nothing() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    world.sql("insert into kanchi.task_generation values (1, clock_timestamp() + interval '3 hours', 0)");
+    world.admin.advance_generation().await.unwrap();
+    ends(&mut m, ID, 0).await;
+    let stored = world.sql("select count(*) from kanchi.task where generation = 1");
+    let found = world.sql(&format!("select count(*) from kanchi.tasks_by_id('{ID}')"));
+    assert_eq!((stored.as_str(), found.as_str()), ("1", "1"));
+
+    // Not by much: the leader need not have looked yet.
+    world.sql("insert into kanchi.task_generation values (2, clock_timestamp() + interval '50 minutes', 0)");
+    ends(&mut m, ID, 100).await;
+    settle(&mut m.reporter, now()).await;
+    let rows = world.sql(&format!(
+        "select string_agg(generation::text, ' ') from kanchi.tasks_by_id('{ID}')"
+    ));
+    assert_eq!(rows, "2");
+}
+
+#[tokio::test]
+async fn settling_gets_on_however_many_generations_there_are() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    world.sql(
+        "insert into kanchi.task_generation
+         select n, clock_timestamp() - interval '20 days' + n * interval '8 minutes', 0 from generate_series(1, 3000) as n",
+    );
+    // Late events, of which all of history is searched: 33 at once.
+    let late = |number: usize| {
+        let id = format!("late-{number}");
+        live(&id, &[succeeded(&id, 1)], false)
+    };
+    m.writer
+        .commit(&batch(m.epoch, (0..50).map(late).collect()))
+        .await
+        .unwrap();
+    let first = settle(&mut m.reporter, now()).await;
+    assert_eq!((first.moved, first.more), (33, true));
+    let second = settle(&mut m.reporter, now()).await;
+    assert_eq!((second.moved, second.more), (17, false));
+}
+
+#[tokio::test]
+async fn who_leaves_is_told_before_history_has_it_and_an_epoch_that_is_over_moves_nothing() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    m.reporter.speak_for(m.epoch);
+    let late = live(ID, &[succeeded(ID, 1)], false);
+    m.writer.commit(&batch(m.epoch, vec![late])).await.unwrap();
+    m.writer.begin_epoch("another").await.unwrap();
+    let mut told = Vec::new();
+    let leave = |ids: &[&str]| told.extend(ids.iter().map(|id| (*id).to_owned()));
+    let refused = m.reporter.settle(now(), 0, leave).await.unwrap_err();
+    assert_eq!(
+        (refused.kind(), told.as_slice()),
+        (ErrorKind::StaleEpoch, &[ID.to_owned()][..])
+    );
+    assert_eq!(world.sql("select count(*) from kanchi.task_live"), "1");
+    assert_eq!(world.sql("select count(*) from kanchi.task"), "0");
 }

@@ -18,7 +18,7 @@ async fn tasks_that_cannot_be_read_keep_no_others_from_settling() {
     ));
     let end = live(ID, &[succeeded(ID, 2)], false);
     m.writer.commit(&batch(m.epoch, vec![end])).await.unwrap();
-    assert_eq!(settle(&mut m.reporter, now()).await.moved.len(), 1);
+    assert_eq!(settle(&mut m.reporter, now()).await.moved, 1);
     assert_eq!(world.sql(ROWS), "2000|1");
     assert_eq!(
         world.sql("select count(*) from kanchi.task_live where due_at is null"),
@@ -42,7 +42,7 @@ async fn a_third_run_is_merged_with_two_rows_of_history() {
     assert_eq!(world.sql(ROWS), "0|2");
     let begun = live(ID, &runs[2][..2], false);
     m.writer.commit(&batch(m.epoch, vec![begun])).await.unwrap();
-    assert_eq!(m.reporter.settle(now(), 0).await.unwrap().moved.len(), 0);
+    assert_eq!(m.reporter.settle(now(), 0, |_| ()).await.unwrap().moved, 0);
     assert_eq!(world.sql(ROWS), "1|2", "it runs");
 
     let ended = live(ID, &runs[2], true);

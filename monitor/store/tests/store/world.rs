@@ -104,8 +104,8 @@ impl World {
 pub(crate) async fn settle(reporter: &mut StoreReporter, now: UnixMicros) -> Settled {
     let deadline = Instant::now() + Duration::from_mins(1);
     loop {
-        let settled = reporter.settle(now, 0).await.unwrap();
-        if !settled.moved.is_empty() {
+        let settled = reporter.settle(now, 0, |_| ()).await.unwrap();
+        if settled.moved > 0 {
             return settled;
         }
         assert!(Instant::now() < deadline, "nothing settles");

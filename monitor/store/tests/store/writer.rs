@@ -77,12 +77,12 @@ async fn an_end_whose_beginning_was_not_seen_lingers_before_it_settles() {
         .await
         .unwrap();
     assert_eq!(
-        m.reporter.settle(now(), 3600).await.unwrap().moved.len(),
+        m.reporter.settle(now(), 3600, |_| ()).await.unwrap().moved,
         0,
         "it lingers"
     );
     let settled = settle(&mut m.reporter, now()).await;
-    assert_eq!((settled.moved.len(), settled.merged, settled.more), (1, 0, false));
+    assert_eq!((settled.moved, settled.merged, settled.more), (1, 0, false));
     let task = world.reader().await.task(m.key.0, ID, now()).await.unwrap().unwrap();
     assert_eq!((task.live, task.settled_rows), (false, 1));
 }
@@ -115,7 +115,7 @@ async fn a_rerun_over_two_batches_and_one_whose_row_has_left_end_in_one_row() {
     assert_eq!(world.sql(rows), "2|1", "both may be in history");
 
     let settled = settle(&mut m.reporter, now()).await;
-    assert_eq!((settled.moved.len(), settled.merged), (2, 1));
+    assert_eq!((settled.moved, settled.merged), (2, 1));
     assert_eq!(world.sql(rows), "0|2");
     let mut all = whole.to_vec();
     all.extend(again);
@@ -135,7 +135,7 @@ async fn a_rerun_that_takes_long_does_not_lose_the_run_before() {
     let second = batch(m.epoch, vec![live(ID, &again[..2], false)]);
     m.writer.commit(&second).await.unwrap();
     // It is looked up in history now, and found.
-    assert_eq!(m.reporter.settle(now(), 0).await.unwrap().moved.len(), 0);
+    assert_eq!(m.reporter.settle(now(), 0, |_| ()).await.unwrap().moved, 0);
     assert_eq!(world.sql(rows), "1|1");
 
     // Whoever saw the second run only knows nothing of the first.
@@ -219,7 +219,7 @@ async fn a_task_past_its_expires_is_expired_without_an_event() {
         live(OTHER, &[world::event(OTHER, "task-sent", 0, future)], false),
     ];
     m.writer.commit(&batch(m.epoch, tasks)).await.unwrap();
-    assert_eq!(settle(&mut m.reporter, seconds(7200)).await.moved.len(), 1);
+    assert_eq!(settle(&mut m.reporter, seconds(7200)).await.moved, 1);
     assert_eq!(
         world.sql("select state, queue, retention_days from kanchi.task"),
         "EXPIRED|billing|30"
@@ -537,7 +537,7 @@ async fn digests_are_kept_by_count_and_batches_pruned() {
     let kept = m.writer.recent_digests().await.unwrap();
     assert!(kept.contains(&(69 << 64)) && !kept.contains(&1), "the newest are kept");
     assert_eq!(kept.len(), 262_144);
-    m.reporter.settle(now(), 300).await.unwrap();
+    m.reporter.settle(now(), 300, |_| ()).await.unwrap();
     assert_eq!(world.sql("select count(*) from kanchi.batch"), "64");
 }
 
