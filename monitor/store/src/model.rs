@@ -112,7 +112,7 @@ pub struct LiveTask {
     /// has not written the task since, nor in a batch that is still on its way. A broken promise costs a second attempt, never a wrong row.
     pub maybe_stored: bool,
     /// Whether recent history may have a row of the task, which is asked when it ends in a batch with many others. `false` is a promise that this
-    /// process remembers the last million tasks that ended and this is none of them. A broken promise costs a second row.
+    /// process remembers the last half a million tasks that ended and this is none of them. A broken promise costs a second row.
     pub maybe_archived: bool,
 }
 
