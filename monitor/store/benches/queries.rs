@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use kanchi_domain::{BodyEncoding, Limits, RawMessage, TaskFacts, UnixMicros, decode};
-use kanchi_store::{StoreAdmin, StoreQuery, StoreUrl};
+use kanchi_store::{PackedEvents, StoreAdmin, StoreQuery, StoreUrl};
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
@@ -231,6 +231,10 @@ fn samples() -> anyhow::Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
         }
         texts.push(event.to_json());
     }
-    let events = format!("[{},{}]", texts[1], texts[3]).into_bytes();
-    Ok((settled.encode(), open.encode(), events))
+    // All tasks have the same events: an id as long as theirs.
+    let events = PackedEvents::pack(
+        &format!("[{},{}]", texts[1], texts[3]),
+        Some("b00000000000001-0000-4000-8000-000000000001"),
+    );
+    Ok((settled.encode(), open.encode(), events.as_bytes().to_vec()))
 }

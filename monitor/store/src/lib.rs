@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod error;
 pub mod model;
+pub mod packed;
 pub mod query;
 pub mod reader;
 pub mod retention;
@@ -33,6 +34,7 @@ pub use model::{
     Batch, BatchHead, DeadLetter, EventChunk, FailureDelta, GapRepair, GapRow, Heartbeat, KnownGap, LastFailure,
     LiveTask, PendingGap, QueueRow, TaskChanges, WorkerRow,
 };
+pub use packed::{PackedEvents, Packer, UnpackError};
 pub use query::{
     FailureGroup, FailureOrder, FailurePage, PageRequest, StoreQuery, TaskFilter, TaskName, TaskOrder, TaskPage,
     TaskSummary, TimeField, Words,

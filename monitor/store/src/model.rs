@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kanchi_domain::{Failure, TaskRow, TaskState, UnixMicros};
 use uuid::Uuid;
 
+use crate::packed::PackedEvents;
 use crate::statistics::StatisticDelta;
 use crate::writer::Epoch;
 
@@ -82,8 +83,8 @@ pub struct EventChunk {
     pub first_at: UnixMicros,
     /// How many events the chunk holds.
     pub count: u16,
-    /// The events as one JSON array, UTF-8; stored as it is, byte by byte.
-    pub events: Vec<u8>,
+    /// The events as one JSON array, packed.
+    pub events: PackedEvents,
 }
 
 /// A task as it stands after this batch.

@@ -8,6 +8,7 @@ use sqlx::{PgConnection, Row};
 
 use crate::connection::{self, within};
 use crate::error::{During, Error, ErrorKind, Result};
+use crate::packed::PackedEvents;
 use crate::url::StoreUrl;
 
 /// Reads what monitors stored, under the role that owns the schema.
@@ -102,7 +103,12 @@ impl StoreReader {
             query.fetch_all(&mut self.connection).await.during(OPERATION)
         })
         .await?;
-        Ok(rows.iter().map(|row| row.get(1)).collect())
+        rows.iter()
+            .map(|row| {
+                let events = PackedEvents::from_stored(row.get(1)).unpack(Some(task_id));
+                events.map_err(|error| Error::new(ErrorKind::Other, OPERATION, error.to_string()))
+            })
+            .collect()
     }
 
     /// Counts the rows of a broker by state as written, live and settled: for tests and small databases. A live row

@@ -143,18 +143,14 @@ fn identity(id: &str, event: &Value) -> Result<Identity> {
 
 /// Returns how often each event is stored.
 fn stored(rig: &Rig) -> Result<HashMap<Identity, u32>> {
-    let rows = rig.sql(
-        "select task_id || ' ' || convert_from(events, 'UTF8') from kanchi.event_chunk where task_id is not null",
-    )?;
     let mut found = HashMap::new();
-    for row in rows.lines() {
-        let (id, events) = row.split_once(' ').context("a row without events")?;
-        for event in serde_json::from_str::<Vec<Value>>(events)? {
+    for (id, events) in rig.chunks("true")? {
+        for event in serde_json::from_str::<Vec<Value>>(&events)? {
             // What the monitor found out itself was not published.
             if event["type"].as_str().is_none_or(|kind| kind.starts_with("kanchi-")) {
                 continue;
             }
-            *found.entry(identity(id, &event)?).or_default() += 1;
+            *found.entry(identity(&id, &event)?).or_default() += 1;
         }
     }
     Ok(found)
@@ -189,10 +185,8 @@ fn check_rows(rig: &Rig, stored: &HashMap<Identity, u32>, incomplete: &HashSet<&
         };
         let state = states.get(id.as_str()).copied().unwrap_or_default();
         if state != ended && !incomplete.contains(id.as_str()) {
-            let events = rig.sql(&format!(
-                "select stored_at, convert_from(events, 'UTF8') from kanchi.event_chunk where task_id = '{id}' order by 1"
-            ))?;
-            bail!("task {id} is {state}, but its {kind} is stored:\n{events}");
+            let events = rig.chunks(&format!("task_id = '{id}'"))?;
+            bail!("task {id} is {state}, but its {kind} is stored: {events:?}");
         }
     }
     Ok(())

@@ -12,7 +12,9 @@ use kanchi_contract::{
     file,
 };
 use kanchi_domain::TaskRow;
-use kanchi_store::{BrokerKey, BrokerSpec, RetentionPolicy, StoreAdmin, StoreQuery, StoreUrl, UnixMicros};
+use kanchi_store::{
+    BrokerKey, BrokerSpec, PackedEvents, RetentionPolicy, StoreAdmin, StoreQuery, StoreUrl, UnixMicros,
+};
 use kanchi_test_servers::free_port;
 use kanchi_test_servers::postgres::Postgres;
 
@@ -166,6 +168,14 @@ impl Rig {
             .parse()?)
     }
 
+    /// Returns what is stored of tasks' events, in the order of storage: the task, its events as JSON. `only`: a condition.
+    pub(crate) fn chunks(&self, only: &str) -> Result<Vec<(String, String)>> {
+        let rows = self.sql(&format!(
+            "select task_id, encode(events, 'hex') from kanchi.event_chunk where task_id is not null and {only} order by stored_at"
+        ))?;
+        rows.lines().map(chunk).collect()
+    }
+
     /// Returns how many tasks are stored, live and settled, by state.
     pub(crate) fn tasks(&self) -> Result<String> {
         self.sql(
@@ -174,6 +184,14 @@ impl Rig {
                 group by state) s",
         )
     }
+}
+
+fn chunk(row: &str) -> Result<(String, String)> {
+    let (task, hex) = row.split_once('|').context("a row without events")?;
+    let digits = hex.as_bytes().chunks(2).map(std::str::from_utf8);
+    let bytes: Result<Vec<u8>> = digits.map(|two| Ok(u8::from_str_radix(two?, 16)?)).collect();
+    let json = PackedEvents::from_stored(bytes?).unpack(Some(task))?;
+    Ok((task.to_owned(), String::from_utf8(json)?))
 }
 
 fn config(key: BrokerKey, name: &str) -> MonitorConfig {

@@ -80,7 +80,14 @@ pub fn read_back(chunks: &[EventChunk], arrived: UnixMicros) -> (Vec<Event>, Vec
     let (mut events, mut letters) = (Vec::new(), Vec::new());
     for chunk in chunks {
         let id = chunk.task_id.as_deref().and_then(TaskId::new);
-        let text = String::from_utf8_lossy(&chunk.events);
+        let json = match chunk.events.unpack(chunk.task_id.as_deref()) {
+            Ok(json) => json,
+            Err(error) => {
+                letters.push(letter(&error.to_string(), "", arrived));
+                continue;
+            }
+        };
+        let text = String::from_utf8_lossy(&json);
         match Event::read_stored(&text, id.as_ref(), arrived) {
             Ok(read) => {
                 for event in read {
@@ -108,7 +115,7 @@ fn letter(reason: &str, text: &str, arrived: UnixMicros) -> DeadLetter {
 #[cfg(test)]
 mod tests {
     use kanchi_domain::{Limits, RawMessage, decode};
-    use kanchi_store::Epoch;
+    use kanchi_store::{Epoch, PackedEvents};
     use proptest::prelude::*;
 
     use super::*;
@@ -153,11 +160,15 @@ mod tests {
     #[test]
     fn what_cannot_be_read_back_costs_no_other_event() {
         let mut chunks = Gathered::of(&events(2)).take_head(Epoch(1)).chunks;
-        chunks[0].events = b"[5, {}]".to_vec();
+        chunks[0].events = PackedEvents::pack("[5, {}]", chunks[0].task_id.as_deref());
+        chunks.push(EventChunk {
+            events: PackedEvents::from_stored(vec![0]),
+            ..chunks[0].clone()
+        });
         let mut sieve = Sieve::new(&chunks, ARRIVED);
         assert_eq!(sieve.trial().map(Iterator::count), Some(1));
         sieve.taken();
         let (good, letters) = sieve.end();
-        assert_eq!((good.len(), letters.len()), (1, 2));
+        assert_eq!((good.len(), letters.len()), (1, 3));
     }
 }

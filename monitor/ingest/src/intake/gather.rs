@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use foldhash::HashMap;
 use kanchi_domain::{Decoded, Event, EventKind, Limits, PayloadPolicy, Reject, TaskFacts, TaskId, UnixMicros};
-use kanchi_store::{BatchHead, DeadLetter, Epoch, EventChunk};
+use kanchi_store::{BatchHead, DeadLetter, Epoch, EventChunk, Packer};
 use uuid::Uuid;
 
 use crate::intake::message::{Message, Reading};
@@ -190,6 +190,7 @@ pub struct Gathering {
     events: u64,
     newest: Option<UnixMicros>,
     bytes: usize,
+    packer: Packer,
 }
 
 /// The events of one task, or those of none.
@@ -330,7 +331,7 @@ impl Gathering {
                 self.groups.push(group);
                 continue;
             }
-            gathered.chunks.extend(group.take_chunk());
+            gathered.chunks.extend(group.take_chunk(&mut self.packer));
             if let Some(id) = group.id {
                 let (facts, arrived) = (group.facts, group.arrived);
                 gathered.tasks.push(TaskNews { id, facts, arrived });
@@ -351,7 +352,10 @@ impl Gathering {
     }
 
     fn add(&mut self, event: &Event, may_wait: bool) {
-        let Some(group) = self.group_of(event) else { return };
+        let place = self.place_of(event);
+        let Some(group) = self.groups.get_mut(place) else {
+            return;
+        };
         group.facts.absorb(event);
         let before = group.text.len();
         group.push(event);
@@ -363,7 +367,7 @@ impl Gathering {
         }
         if group.count >= MAX_CHUNK_EVENTS || group.text.len() >= MAX_CHUNK_BYTES {
             group.life = Life::Settled;
-            let full = group.take_chunk();
+            let full = group.take_chunk(&mut self.packer);
             self.chunks.extend(full);
         }
         self.bytes += grown;
@@ -373,13 +377,13 @@ impl Gathering {
         }
     }
 
-    fn group_of(&mut self, event: &Event) -> Option<&mut Group> {
+    fn place_of(&mut self, event: &Event) -> usize {
         let id = event.task_id.as_ref().map_or("", TaskId::as_str);
         if let Some(place) = self.places.get(id) {
-            return self.groups.get_mut(*place);
+            return *place;
         }
-        let id = event.task_id.as_ref().map(TaskId::share);
-        self.places.insert(id.clone().unwrap_or_default(), self.groups.len());
+        let (id, place) = (event.task_id.as_ref().map(TaskId::share), self.groups.len());
+        self.places.insert(id.clone().unwrap_or_default(), place);
         self.bytes += TASK_BYTES;
         self.groups.push(Group {
             id,
@@ -395,7 +399,7 @@ impl Gathering {
                 Life::Settled
             },
         });
-        self.groups.last_mut()
+        place
     }
 }
 
@@ -438,14 +442,15 @@ impl Group {
         self.count += 1;
     }
 
-    fn take_chunk(&mut self) -> Option<EventChunk> {
+    fn take_chunk(&mut self, packer: &mut Packer) -> Option<EventChunk> {
         (self.count > 0).then(|| {
             self.text.push(']');
+            let text = mem::take(&mut self.text);
             EventChunk {
                 task_id: self.id.clone(),
                 first_at: self.first_at,
                 count: mem::take(&mut self.count),
-                events: mem::take(&mut self.text).into_bytes(),
+                events: packer.pack(&text, self.id.as_deref()),
             }
         })
     }

@@ -7,6 +7,7 @@ use kanchi_domain::UnixMicros;
 use sqlx::Row;
 
 use crate::error::{During, Error, ErrorKind, Result};
+use crate::packed::PackedEvents;
 use crate::query::StoreQuery;
 use crate::query::filter::TaskFilter;
 use crate::query::summary::{self, TaskSummary};
@@ -23,6 +24,8 @@ const FAMILY: u16 = 2_000;
 pub struct EventPage {
     /// JSON arrays of events, UTF-8.
     pub chunks: Vec<Vec<u8>>,
+    /// Chunks that are damaged, or of a newer version of Kanchi; the log says which.
+    pub unreadable: usize,
     /// Give it to ask for the page behind; `None`: this was the last.
     pub next: Option<String>,
 }
@@ -99,10 +102,20 @@ impl StoreQuery {
         let next = (rows.len() > usize::from(limit))
             .then(|| shown.clone().last().map(|row| row.get::<i64, _>(0).to_string()))
             .flatten();
-        Ok(EventPage {
-            chunks: shown.map(|row| row.get(1)).collect(),
+        let mut page = EventPage {
             next,
-        })
+            ..EventPage::default()
+        };
+        for row in shown {
+            match PackedEvents::from_stored(row.get(1)).unpack(Some(task_id)) {
+                Ok(json) => page.chunks.push(json),
+                Err(error) => {
+                    tracing::error!(broker = broker_key, task = task_id, %error, "events cannot be read");
+                    page.unreadable += 1;
+                }
+            }
+        }
+        Ok(page)
     }
 
     /// Returns the tasks of a workflow, or those of them that one of its tasks has called: at most `limit` and 2,000.

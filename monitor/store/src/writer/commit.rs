@@ -299,7 +299,7 @@ async fn copy_chunks(connection: &mut PgConnection, chunks: &[EventChunk], reten
             .maybe_text(chunk.task_id.as_deref())
             .time(chunk.first_at)
             .int2(i16::try_from(chunk.count).unwrap_or(i16::MAX))
-            .bytes(&chunk.events);
+            .bytes(chunk.events.as_bytes());
     }
     copying.finish().await
 }

@@ -3,7 +3,7 @@
 use kanchi_domain::Event;
 use kanchi_store::StoreQuery;
 
-use crate::world::{Monitor, World, batch, chunk, live, now, received, row_of, settle, started, succeeded};
+use crate::world::{Monitor, World, batch, chunk, json, live, now, received, row_of, settle, started, succeeded};
 
 const ID: &str = "6b2c9f5e-0000-4000-8000-000000000001";
 
@@ -53,7 +53,7 @@ async fn all_events_of_a_task_that_takes_hours_are_found() {
     }
     assert_eq!(
         pages,
-        [0, 1, 2].map(|one| vec![chunk(ID, &life[one..=one]).events]),
+        [0, 1, 2].map(|one| vec![json(&chunk(ID, &life[one..=one]))]),
         "page by page"
     );
 

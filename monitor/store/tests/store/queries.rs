@@ -7,7 +7,7 @@ use kanchi_store::{
 };
 use uuid::Uuid;
 
-use crate::world::{self, Monitor, NOON, World, batch, chunk, live, now, received, started, succeeded};
+use crate::world::{self, Monitor, NOON, World, batch, chunk, json, live, now, received, started, succeeded};
 
 async fn query(world: &World) -> StoreQuery {
     StoreQuery::connect(&world.owner).await.unwrap()
@@ -502,7 +502,15 @@ async fn events_of_a_task_come_in_pages() {
         }
     }
     let wanted: Vec<EventChunk> = (0..5).map(|second| chunk("a", &[started("a", second)])).collect();
-    assert_eq!(chunks, wanted.into_iter().map(|chunk| chunk.events).collect::<Vec<_>>());
+    assert_eq!(chunks, wanted.iter().map(json).collect::<Vec<_>>());
+
+    world.sql("update kanchi.event_chunk set events = '\\x00' where first_at = (select min(first_at) from kanchi.event_chunk where task_id = 'a')");
+    let page = query.task_events(m.key.0, "a", None, 10).await.unwrap();
+    assert_eq!(
+        (page.chunks.len(), page.unreadable),
+        (4, 1),
+        "one that is damaged hides no other"
+    );
 }
 
 #[tokio::test]

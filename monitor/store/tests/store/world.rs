@@ -7,8 +7,8 @@ use kanchi_domain::{
 };
 use kanchi_store::statistics::{Dimension, Durations, Histogram, Measures, Transition, bucket_of};
 use kanchi_store::{
-    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, FailureDelta, LastFailure, LiveTask, RetentionPolicy, Settled,
-    StatisticDelta, StoreAdmin, StoreReader, StoreReporter, StoreUrl, StoreWriter,
+    Batch, BrokerKey, BrokerSpec, Epoch, EventChunk, FailureDelta, LastFailure, LiveTask, PackedEvents,
+    RetentionPolicy, Settled, StatisticDelta, StoreAdmin, StoreReader, StoreReporter, StoreUrl, StoreWriter,
 };
 use kanchi_test_servers::postgres::Postgres;
 use uuid::Uuid;
@@ -172,8 +172,13 @@ pub(crate) fn chunk(task_id: &str, events: &[kanchi_domain::Event]) -> EventChun
         task_id: Some(task_id.into()),
         first_at: events[0].timestamp,
         count: u16::try_from(events.len()).unwrap(),
-        events: format!("[{}]", texts.join(",")).into_bytes(),
+        events: PackedEvents::pack(&format!("[{}]", texts.join(",")), Some(task_id)),
     }
+}
+
+/// What a chunk says.
+pub(crate) fn json(chunk: &EventChunk) -> Vec<u8> {
+    chunk.events.unpack(chunk.task_id.as_deref()).unwrap()
 }
 
 /// So many tasks of a name that succeeded within a minute, each in a quarter of a second.

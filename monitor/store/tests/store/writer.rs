@@ -2,8 +2,8 @@
 
 use kanchi_domain::{TaskState, UnixMicros};
 use kanchi_store::{
-    DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, QueueRow, RetentionPolicy, StatisticDelta,
-    StoreReporter, StoreUrl, StoreWriter, WorkerRow,
+    DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, PackedEvents, QueueRow, RetentionPolicy,
+    StatisticDelta, StoreReporter, StoreUrl, StoreWriter, WorkerRow,
 };
 use uuid::Uuid;
 
@@ -637,7 +637,7 @@ async fn times_and_texts_at_the_edge_are_stored() {
             task_id: None,
             first_at: UnixMicros(at),
             count: u16::MAX,
-            events: b"[]".to_vec(),
+            events: PackedEvents::pack("[]", None),
         });
         edge.changes.statistics.push(StatisticDelta {
             key: "n".repeat(10_000),

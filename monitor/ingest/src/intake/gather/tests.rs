@@ -77,13 +77,8 @@ fn a_task_that_has_just_begun_waits_for_one_batch() {
     let second = gathering.finish_but_young();
     assert_eq!(ids(&second), ["young"], "it has waited");
     let mut facts = TaskFacts::new();
-    for event in Event::read_stored(
-        std::str::from_utf8(&second.chunks[0].events).unwrap(),
-        None,
-        UnixMicros(0),
-    )
-    .unwrap()
-    {
+    let json = second.chunks[0].events.unpack(Some("young")).unwrap();
+    for event in Event::read_stored(std::str::from_utf8(&json).unwrap(), None, UnixMicros(0)).unwrap() {
         facts.absorb(&Event {
             task_id: TaskId::new("young"),
             ..event.unwrap()
