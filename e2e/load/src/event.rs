@@ -24,6 +24,11 @@ pub(crate) fn hostname(worker: usize) -> String {
     format!("celery@worker-{worker:02}")
 }
 
+/// Returns the name under which the client publishes that gives a worker its tasks.
+pub(crate) fn client(worker: usize) -> String {
+    format!("gen{}@web-{worker:02}", 2000 + worker)
+}
+
 pub(crate) const fn kind(task: Task, step: Step) -> &'static str {
     match step {
         Step::Sent | Step::SentAgain => "task-sent",
@@ -51,12 +56,17 @@ pub(crate) struct Moment<'a> {
 /// Writes an event's JSON.
 pub(crate) fn write(out: &mut String, task: Task, step: Step, moment: &Moment<'_>) {
     let (worker, id) = (task.worker(), moment.id);
+    // A retry, which a pool's process sends, goes out under such a name too (`anon_nodename` in `celery/utils/nodenames.py`).
+    let (sender, pid) = if matches!(step, Step::Sent | Step::SentAgain) {
+        (client(worker), 2000 + worker)
+    } else {
+        (hostname(worker), 1000 + worker)
+    };
     out.clear();
     put(
         out,
         format_args!(
-            r#"{{"hostname": "celery@worker-{worker:02}", "utcoffset": 0.0, "pid": {}, "clock": {}, "uuid": "{id}""#,
-            1000 + worker,
+            r#"{{"hostname": "{sender}", "utcoffset": 0.0, "pid": {pid}, "clock": {}, "uuid": "{id}""#,
             moment.clock,
         ),
     );
@@ -85,12 +95,20 @@ fn call(out: &mut String, task: Task, step: Step, id: &str) {
     put(
         out,
         format_args!(
-            r#", "name": "{module}.{verb}", "args": "({number}, 'customer-{}')", "kwargs": "{{'priority': {}}}", "root_id": "{id}", "parent_id": null, "retries": {}, "eta": null, "expires": null"#,
+            r#", "name": "{module}.{verb}", "args": "({number}, 'customer-{}')", "kwargs": "{{'priority': {}}}", "retries": {}, "eta": null, "expires": null"#,
             number % 977,
             number % 7,
             u8::from(again),
         ),
     );
+    match task.parent() {
+        Some(parent) => {
+            let mut caller = String::with_capacity(36);
+            parent.write_id(&mut caller);
+            put(out, format_args!(r#", "root_id": "{caller}", "parent_id": "{caller}""#));
+        }
+        None => put(out, format_args!(r#", "root_id": "{id}", "parent_id": null"#)),
+    }
     if matches!(step, Step::Sent | Step::SentAgain) {
         out.push_str(r#", "queue": "celery", "exchange": "", "routing_key": "celery""#);
     }

@@ -1,7 +1,7 @@
 //! Packs events into messages as a prefork worker does: `task-sent` alone, the rest in lists of one to six of one worker.
 
 use crate::dice::Dice;
-use crate::event::{Event, hostname};
+use crate::event::{Event, client, hostname};
 
 /// A message.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,7 @@ pub struct Messages {
 #[derive(Debug)]
 struct Worker {
     hostname: String,
+    client: String,
     list: String,
     events: usize,
     size: usize,
@@ -36,6 +37,7 @@ impl Messages {
     pub fn new(workers: usize) -> Self {
         let worker = |number| Worker {
             hostname: hostname(number),
+            client: client(number),
             list: String::new(),
             events: 0,
             size: 1,
@@ -52,7 +54,7 @@ impl Messages {
         if event.kind == "task-sent" {
             return send(&Message {
                 routing_key: "task.sent",
-                hostname: &worker.hostname,
+                hostname: &worker.client,
                 body: event.json,
                 events: 1,
             });

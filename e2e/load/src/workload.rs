@@ -150,13 +150,23 @@ impl Task {
         match self.number % 200 {
             21 => Outcome::Revoked,
             121 => Outcome::Rejected,
-            rest if rest % 50 == 11 => Outcome::Failed,
+            // Half of them have been retried, where tasks are.
+            rest if rest % 50 == 27 => Outcome::Failed,
             _ => Outcome::Succeeded,
         }
     }
 
     pub(crate) const fn is_retried(self) -> bool {
         self.workload.retried_in > 0 && self.number % self.workload.retried_in == 7
+    }
+
+    /// The task that has called this one: a fifth of all are called by the one before them.
+    pub(crate) const fn parent(self) -> Option<Self> {
+        if self.number < OLDER && self.number % 5 == 1 {
+            Some(self.workload.task(self.number - 1))
+        } else {
+            None
+        }
     }
 
     /// Stays open; an older one ends in its place.
@@ -221,6 +231,9 @@ mod tests {
         assert!((share(&|task| task.runtime() >= 1_000_000) - 0.5).abs() < 0.02);
         assert!((share(&|task| task.is_retried()) - 0.05).abs() < 1e-9);
         assert!((share(&|task| task.stays_open()) - 0.01).abs() < 1e-9);
+        assert!((share(&|task| task.outcome() == Outcome::Failed) - 0.02).abs() < 1e-9);
+        assert!((share(&|task| task.outcome() == Outcome::Failed && task.is_retried()) - 0.01).abs() < 1e-9);
+        assert!((share(&|task| task.parent().is_some()) - 0.2).abs() < 1e-9);
         let names: BTreeSet<_> = tasks.iter().map(|task| task.name()).collect();
         let workers: BTreeSet<_> = tasks.iter().map(|task| task.worker()).collect();
         assert!(

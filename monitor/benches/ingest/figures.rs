@@ -2,6 +2,8 @@
 
 use kanchi_test_servers::{own_processor_seconds, processor_seconds};
 
+use crate::server::Written;
+
 /// What one measurement gave.
 #[derive(Clone, Debug)]
 pub(crate) struct Figures {
@@ -17,9 +19,14 @@ pub(crate) struct Figures {
     pub(crate) processor: Processor,
     /// Highest resident memory of the monitor, bytes.
     pub(crate) peak: u64,
-    /// Checkpoints of Postgres while it was measured.
-    pub(crate) checkpoints: u64,
+    /// What Postgres wrote while it was measured.
+    pub(crate) written: Written,
+    /// The least ratio that is required (figures to reach, in the design).
+    pub(crate) required: f64,
 }
+
+/// Most memory that is required, bytes.
+const REQUIRED_MEMORY: u64 = 50 << 20;
 
 /// Processor seconds, by who used them.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +62,8 @@ impl Processor {
 }
 
 const HEAD: &str = "\
-| stream | events | lost | events/s | floor/s | ratio | monitor × 1/floor | monitor | Postgres | broker | publisher | memory | checkpoints |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|";
+| stream | events | lost | events/s | floor/s | ratio | required | monitor × 1/floor | monitor | Postgres | broker | publisher | memory | checkpoints | log an event |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 impl Figures {
     /// Prints its line, so that a long run shows something.
@@ -77,20 +84,28 @@ impl Figures {
             publisher,
         } = self.processor;
         format!(
-            "| {} | {} | {} | {:.0} | {:.0} | {:.2} | {:.2} | {:.1} µs | {:.1} µs | {:.1} µs | {:.1} µs | {:.0} MiB | {} |",
+            "| {} | {} | {} | {:.0} | {:.0} | {:.2} | {}: {} | {:.2} | {:.1} µs | {:.1} µs | {:.1} µs | {:.1} µs | {:.0} MiB{} | {} | {} B |",
             self.name,
             self.events,
             self.lost,
             self.rate,
             self.against,
             self.ratio(),
+            self.required,
+            if self.ratio() >= self.required { "met" } else { "missed" },
             monitor * self.against,
             monitor * 1e6,
             postgres * 1e6,
             broker * 1e6,
             publisher * 1e6,
             self.peak as f64 / f64::from(1 << 20),
-            self.checkpoints,
+            if self.peak <= REQUIRED_MEMORY {
+                ""
+            } else {
+                " (50: missed)"
+            },
+            self.written.checkpoints,
+            self.written.log / self.events.max(1),
         )
     }
 }

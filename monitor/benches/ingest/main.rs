@@ -18,11 +18,12 @@ mod redis;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../../tests/run/rig.rs"]
 mod rig;
+mod server;
 mod two;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use kanchi_contract::EventQueueType;
 use kanchi_test_load::Workload;
 
@@ -103,5 +104,10 @@ fn main() -> Result<()> {
     if wanted("quiet") {
         quiet::measure(&runtime, sizes)?;
     }
+    let lost: i64 = all.iter().map(|figures| figures.lost.abs()).sum();
+    ensure!(
+        lost == 0,
+        "{lost} events are missing from the store, or are in it twice"
+    );
     Ok(())
 }

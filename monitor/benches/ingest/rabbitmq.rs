@@ -19,6 +19,7 @@ use crate::floor;
 use crate::leader::Leader;
 use crate::redis::postgres;
 use crate::rig::Rig;
+use crate::server::Written;
 
 /// Queue of the consumer that only acknowledges.
 const QUEUE: &str = "bench.only-acknowledged";
@@ -60,6 +61,7 @@ pub(crate) fn measure(
     let events = stream.events();
     rested(&rabbit)?;
 
+    let written = Written::so_far(&rig)?;
     let used = Processor::so_far(0, rig.postgres.pid(), rabbit.pid());
     let started = Instant::now();
     let mut monitor = rig.monitor(&[])?;
@@ -70,6 +72,7 @@ pub(crate) fn measure(
     let processor = Processor::so_far(monitor.pid(), rig.postgres.pid(), rabbit.pid()).since(used, events);
     let peak = monitor.peak_memory();
     monitor.terminate()?;
+    let written = Written::so_far(&rig)?.since(written);
     rig.postgres.stop()?;
     rig.postgres.start()?;
     let lost = events as i64 - rig.events()? as i64;
@@ -87,7 +90,8 @@ pub(crate) fn measure(
             ..processor
         },
         peak,
-        checkpoints: 0,
+        written,
+        required: 0.8,
     })
 }
 

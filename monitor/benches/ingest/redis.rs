@@ -14,6 +14,7 @@ use crate::figures::{Figures, Processor, say};
 use crate::floor;
 use crate::leader::Leader;
 use crate::rig::{MonitorProcess, Rig};
+use crate::server::Written;
 
 /// Tasks a second that are opened beforehand, to end within the stream; more than a stream can end.
 const OLDER_A_SECOND: u64 = 500;
@@ -86,7 +87,7 @@ impl Store {
         // A fresh process: what is older is in the store and not in memory.
         let mut monitor = self.rig.monitor(&[])?;
         monitor.connected()?;
-        let (before, stored, checkpoints) = (stream.events(), self.rig.events()?, self.checkpoints()?);
+        let (before, stored, written) = (stream.events(), self.rig.events()?, Written::so_far(&self.rig)?);
         let used = self.used(&monitor);
         let first = now();
         let until = Until::TimeAndEvents(first + sizes.stream.as_micros() as i64, before + sizes.events);
@@ -96,7 +97,7 @@ impl Store {
         let peak = monitor.peak_memory();
         monitor.terminate()?;
         let end = last_commit(&self.rig, self.rig.key)?;
-        let checkpoints = self.checkpoints()? - checkpoints;
+        let written = Written::so_far(&self.rig)?.since(written);
         self.rig.postgres.stop()?;
         self.rig.postgres.start()?;
         Ok(Figures {
@@ -107,17 +108,13 @@ impl Store {
             against: floor::copy_rate(&self.rig.postgres, stream.workload(), events)?,
             processor,
             peak,
-            checkpoints,
+            written,
+            required: if name == "short" { 0.9 } else { 0.5 },
         })
     }
 
     fn used(&self, monitor: &MonitorProcess) -> Processor {
         Processor::so_far(monitor.pid(), self.rig.postgres.pid(), self.redis.pid())
-    }
-
-    fn checkpoints(&self) -> Result<u64> {
-        let sql = "select checkpoints_timed + checkpoints_req from pg_stat_bgwriter";
-        Ok(self.rig.sql(sql)?.trim().parse()?)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::floor;
 use crate::leader::Leader;
 use crate::redis::{last_commit, postgres};
 use crate::rig::{MonitorProcess, Registered, Rig};
+use crate::server::Written;
 
 /// Tells the seeds of two streams that are published at once.
 const SECOND: u64 = 1 << 34;
@@ -53,6 +54,7 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
         monitor.connected()?;
     }
 
+    let written = Written::so_far(&rig)?;
     let used = used(&rig, &monitors, &redises);
     let first = now();
     let published = publish_all(
@@ -71,6 +73,7 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
     for monitor in &mut monitors {
         monitor.terminate()?;
     }
+    let written = Written::so_far(&rig)?.since(written);
     rig.postgres.stop()?;
     rig.postgres.start()?;
     let (mut rate, mut lost) = (0.0, 0);
@@ -89,7 +92,8 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
         against: 0.0,
         processor,
         peak,
-        checkpoints: 0,
+        written,
+        required: if names.len() == 1 { 0.5 } else { 1.0 },
     };
     Ok((figures, rig))
 }

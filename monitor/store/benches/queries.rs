@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use kanchi_domain::{BodyEncoding, Limits, RawMessage, TaskFacts, UnixMicros, decode};
+use kanchi_store::statistics::{Histogram, bucket_of};
 use kanchi_store::{PackedEvents, StoreAdmin, StoreQuery, StoreUrl};
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 use sqlx::{Connection as _, Executor as _, PgConnection};
@@ -184,6 +185,9 @@ async fn filled(tasks: u64) -> anyhow::Result<(Postgres, String)> {
         }
         eprintln!("loaded {} days in {:.0?}", DAYS - day, began.elapsed());
     }
+    connection.execute(include_str!("queries/state.sql")).await?;
+    fill_statistics(&mut connection, tasks).await?;
+    eprintln!("loaded statistics in {:.0?}", began.elapsed());
     let query = sqlx::query(include_str!("queries/live.sql"))
         .bind(LIVE_TASKS)
         .bind(&open);
@@ -196,6 +200,26 @@ async fn filled(tasks: u64) -> anyhow::Result<(Postgres, String)> {
     }
     server.start()?;
     Ok((server, url))
+}
+
+/// Minutes for two weeks, hours and days for a month; fewer where few tasks are asked for.
+async fn fill_statistics(connection: &mut PgConnection, tasks: u64) -> anyhow::Result<()> {
+    let histogram = Histogram::of(
+        (0..40)
+            .map(|bucket| (bucket_of(2_000 << (bucket / 4)) + bucket % 4, 3))
+            .collect(),
+    );
+    let minutes = if tasks >= 1_000_000 { 13 } else { 1 };
+    for (seconds, class, days, names) in [(60, 14_i16, minutes, 8), (3_600, 90, 30, 200), (86_400, 365, 30, 200)] {
+        let query = sqlx::query(include_str!("queries/statistics.sql"))
+            .bind(seconds)
+            .bind(class)
+            .bind(days)
+            .bind(names)
+            .bind(histogram.to_stored());
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 /// Facts of a settled and of an open task, and two of its events, as a monitor would store them.

@@ -1,7 +1,7 @@
 //! Named queries: what pages of the UI and the API ask of the store (docs/adr/0003-queries.md).
 //!
-//! Each has an index, a limit and a time limit on the server, reads one snapshot and writes nothing. Statistics over time
-//! are not here.
+//! Each has an index, a limit and a time limit on the server, reads one snapshot and writes nothing. Charts and key
+//! figures are beside the statistics (`statistics/read.rs`).
 
 mod cursor;
 mod failures;
@@ -104,7 +104,7 @@ impl StoreQuery {
     }
 
     /// Begins a transaction in which all statements see the same: a task that settles meanwhile is seen once.
-    async fn snapshot(&self, operation: &'static str) -> Result<Transaction<'static, Postgres>> {
+    pub(crate) async fn snapshot(&self, operation: &'static str) -> Result<Transaction<'static, Postgres>> {
         let begin = "begin isolation level repeatable read read only";
         self.pool.begin_with(begin).await.during(operation)
     }
@@ -114,7 +114,7 @@ impl StoreQuery {
     }
 
     /// Returns the keys of these brokers, or of all that have rows, each once.
-    async fn brokers(&self, connection: &mut PgConnection, wanted: Option<&[i32]>) -> Result<Vec<i32>> {
+    pub(crate) async fn brokers(&self, connection: &mut PgConnection, wanted: Option<&[i32]>) -> Result<Vec<i32>> {
         let mut keys = match wanted {
             Some(wanted) => wanted.to_vec(),
             None => sqlx::query_scalar("select broker_id from kanchi.broker where purge_ordered_at is null")
@@ -139,7 +139,7 @@ async fn prepare(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
 }
 
 /// Gives the statements of this transaction so much time each.
-async fn set_timeout(connection: &mut PgConnection, timeout: Duration) -> Result<()> {
+pub(crate) async fn set_timeout(connection: &mut PgConnection, timeout: Duration) -> Result<()> {
     let statement = format!("set local statement_timeout = {}", timeout.as_millis().max(1));
     connection
         .execute(statement.as_str())

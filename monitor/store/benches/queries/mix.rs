@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use kanchi_domain::UnixMicros;
-use kanchi_store::{PageRequest, StoreQuery, TaskFilter, TaskOrder, TaskSummary, Words};
+use kanchi_store::statistics::{Dimension, Select, StatisticsQuery, Transition};
+use kanchi_store::{FailureOrder, PageRequest, StoreQuery, TaskFilter, TaskOrder, TaskSummary, Words};
 
 /// The queries by name.
-pub(crate) const NAMES: [&str; 19] = [
+pub(crate) const NAMES: [&str; 30] = [
     "newest, all brokers",
     "newest, one broker",
     "next page, one broker",
@@ -22,11 +23,25 @@ pub(crate) const NAMES: [&str; 19] = [
     "task by id",
     "events of a task",
     "workflow",
+    "chart, an hour, all brokers",
+    "chart, a day, five names",
+    "chart, four weeks, one broker",
+    "key figures, a day, all brokers",
+    "top names, a day, one broker",
+    "groups of failures, all brokers",
+    "names of tasks",
+    "workers",
+    "queues",
+    "samples of a queue, a day",
+    "gaps",
     "other: text in arguments",
     "other: ran longer than 10 min",
     "other: nothing matches",
     "other: count by state",
 ];
+
+const HOUR: i64 = 3_600_000_000;
+const DAY: i64 = 24 * HOUR;
 
 /// What a query took.
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +157,26 @@ impl Mix {
                 let family = self.query.family(task.broker_key, root, None, 400, self.now).await?;
                 partial = family.truncated;
             }
+            (name, _) if name.starts_with("chart") => {
+                self.query.chart(&self.question(name), None).await?;
+            }
+            ("key figures, a day, all brokers" | "top names, a day, one broker", _) => {
+                self.query.figures(&self.question(name)).await?;
+            }
+            ("groups of failures, all brokers", _) => {
+                let first = PageRequest::first(100);
+                self.query
+                    .failure_groups(None, None, FailureOrder::LastSeen, &first)
+                    .await?;
+            }
+            ("names of tasks", _) => drop(self.query.task_names(None, "shop.o", None, 100).await?),
+            ("workers", _) => drop(self.query.workers(None, None, 100).await?),
+            ("queues", _) => drop(self.query.queues(None, None, 100).await?),
+            ("samples of a queue, a day", _) => {
+                let from = UnixMicros(self.now.0 - DAY);
+                self.query.queue_samples(2, "queue-1", from, self.now, 1_000).await?;
+            }
+            ("gaps", _) => drop(self.query.gaps(2, self.now, 100).await?),
             ("other: count by state", _) => {
                 partial = self
                     .query
@@ -162,6 +197,36 @@ impl Mix {
             took: began.elapsed(),
             partial,
         })
+    }
+
+    /// What is asked of the statistics.
+    fn question(&self, name: &str) -> StatisticsQuery {
+        let of = |days: i64| UnixMicros(self.now.0 - days * DAY);
+        let all = || Select::Keys(vec![String::new()]);
+        let (brokers, dimension, select, from) = match name {
+            "chart, a day, five names" => {
+                let names = (1..6).map(|number| format!("shop.orders.task_{}", number * 4));
+                (None, Dimension::Task, Select::Keys(names.collect()), of(1))
+            }
+            "chart, four weeks, one broker" => (Some(vec![2]), Dimension::All, all(), of(28)),
+            "key figures, a day, all brokers" => (None, Dimension::All, all(), of(1)),
+            "top names, a day, one broker" => {
+                let top = Select::Top {
+                    by: Transition::Failed,
+                    count: 20,
+                };
+                (Some(vec![2]), Dimension::Task, top, of(1))
+            }
+            _ => (None, Dimension::All, all(), UnixMicros(self.now.0 - HOUR)),
+        };
+        StatisticsQuery {
+            brokers,
+            dimension,
+            select,
+            from,
+            to: self.now,
+            now: self.now,
+        }
     }
 
     /// Looks for any settled task of the last four weeks, of a workflow if so wanted.

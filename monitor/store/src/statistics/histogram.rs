@@ -63,6 +63,13 @@ impl Histogram {
         Self { buckets: counts }
     }
 
+    /// Returns it as the store keeps it.
+    pub fn to_stored(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        super::codec::push_histogram(&mut bytes, self);
+        bytes
+    }
+
     /// Returns buckets and their counts, in order, without zeros.
     pub fn buckets(&self) -> &[(u16, i64)] {
         &self.buckets

@@ -1,19 +1,23 @@
-//! Charts, key figures, top lists: named queries over what is rolled up and what is not yet, in one snapshot.
+//! Charts, key figures, top lists: named queries over what is rolled up and what is not yet, in one snapshot: the roll-up
+//! moves rows from one table to the other.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use kanchi_domain::UnixMicros;
-use sqlx::{Connection, Executor, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
 use super::range::{self, MAX_POINTS, Piece, Resolution};
 use super::rollup::measures_of;
 use super::{Dimension, Measures, Transition, codec};
-use crate::connection::within;
 use crate::error::{During, Error, ErrorKind, Result};
-use crate::reader::StoreReader;
+use crate::query::{StoreQuery, set_timeout};
 
 const OPERATION: &str = "read statistics";
+
+/// What the server gives to one statement: a year of all brokers is more than a list's page.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Keys of one answer.
 pub const MAX_KEYS: usize = 20;
@@ -24,8 +28,8 @@ const CANDIDATES: usize = 10_000;
 /// What statistics are asked for.
 #[derive(Clone, Debug)]
 pub struct StatisticsQuery {
-    /// The broker's key.
-    pub broker_key: i32,
+    /// Of these brokers, together; `None`: of all.
+    pub brokers: Option<Vec<i32>>,
     /// What the keys name.
     pub dimension: Dimension,
     /// Which keys.
@@ -92,13 +96,20 @@ pub struct Figures {
     pub measures: Measures,
 }
 
+/// What is asked, of which brokers.
+#[derive(Clone, Copy, Debug)]
+struct Asked<'q> {
+    query: &'q StatisticsQuery,
+    brokers: &'q [i32],
+}
+
 /// What is not rolled up yet, by point (zero: all in one) and key.
 type Fresh = BTreeMap<(i64, String), Measures>;
 
-impl StoreReader {
+impl StoreQuery {
     /// Returns a chart, in the resolution given or else in the one that suits its range; at most [`MAX_POINTS`] points a
-    /// line ([`ErrorKind::Invalid`] otherwise). The range grows to whole points. Five seconds at most.
-    pub async fn chart(&mut self, query: &StatisticsQuery, resolution: Option<Resolution>) -> Result<Chart> {
+    /// line ([`ErrorKind::Invalid`] otherwise). The range grows to whole points. Five seconds a statement at most.
+    pub async fn chart(&self, query: &StatisticsQuery, resolution: Option<Resolution>) -> Result<Chart> {
         let resolution = resolution.unwrap_or_else(|| Resolution::of_chart(query.from, query.to, query.now));
         let whole = Piece::covering(resolution, query.from, query.to);
         if whole.from >= whole.to || whole.points() > MAX_POINTS {
@@ -110,41 +121,44 @@ impl StoreReader {
             return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
         }
         check(&query.select)?;
-        within(OPERATION, async {
-            let mut snapshot = snapshot(&mut self.connection).await?;
-            let fresh = fresh(&mut snapshot, query, whole, Some(resolution)).await?;
-            let keys = keys(&mut snapshot, query, &whole.coarsened(), &fresh).await?;
-            let mut points: BTreeMap<(String, i64), Measures> = BTreeMap::new();
-            for ((at, key), measures) in fresh.into_iter().filter(|((_, key), _)| keys.contains(key)) {
-                points.entry((key, at)).or_default().merge(&measures);
-            }
-            stored(&mut snapshot, query, &keys, whole, |at, key, measures| {
-                points.entry((key.to_owned(), at)).or_default().merge(&measures);
-            })
-            .await?;
-            snapshot.commit().await.during(OPERATION)?;
-            let mut lines: HashMap<String, Vec<Point>> = HashMap::new();
-            for ((key, at), measures) in points {
-                let at = UnixMicros(at * 1_000_000);
-                lines.entry(key).or_default().push(Point { at, measures });
-            }
-            let line = |key: String| Series {
-                points: lines.remove(&key).unwrap_or_default(),
-                key,
-            };
-            Ok(Chart {
-                resolution,
-                from: UnixMicros(whole.from * 1_000_000),
-                to: UnixMicros(whole.to * 1_000_000),
-                series: keys.into_iter().map(line).collect(),
-            })
+        let mut snapshot = self.snapshot(OPERATION).await?;
+        set_timeout(&mut snapshot, STATEMENT_TIMEOUT).await?;
+        let brokers = self.brokers(&mut snapshot, query.brokers.as_deref()).await?;
+        let asked = Asked {
+            query,
+            brokers: &brokers,
+        };
+        let fresh = fresh(&mut snapshot, asked, whole, Some(resolution)).await?;
+        let keys = keys(&mut snapshot, asked, &whole.coarsened(), &fresh).await?;
+        let mut points: BTreeMap<(String, i64), Measures> = BTreeMap::new();
+        for ((at, key), measures) in fresh.into_iter().filter(|((_, key), _)| keys.contains(key)) {
+            points.entry((key, at)).or_default().merge(&measures);
+        }
+        stored(&mut snapshot, asked, &keys, whole, |at, key, measures| {
+            points.entry((key.to_owned(), at)).or_default().merge(&measures);
         })
-        .await
+        .await?;
+        snapshot.commit().await.during(OPERATION)?;
+        let mut lines: HashMap<String, Vec<Point>> = HashMap::new();
+        for ((key, at), measures) in points {
+            let at = UnixMicros(at * 1_000_000);
+            lines.entry(key).or_default().push(Point { at, measures });
+        }
+        let line = |key: String| Series {
+            points: lines.remove(&key).unwrap_or_default(),
+            key,
+        };
+        Ok(Chart {
+            resolution,
+            from: UnixMicros(whole.from * 1_000_000),
+            to: UnixMicros(whole.to * 1_000_000),
+            series: keys.into_iter().map(line).collect(),
+        })
     }
 
     /// Returns what each key comes to over the range: key figures, or a top list. The range grows to whole minutes (hours, or
-    /// days, where its minutes are not kept any more). Five seconds at most.
-    pub async fn figures(&mut self, query: &StatisticsQuery) -> Result<Vec<Figures>> {
+    /// days, where its minutes are not kept any more). Five seconds a statement at most.
+    pub async fn figures(&self, query: &StatisticsQuery) -> Result<Vec<Figures>> {
         check(&query.select)?;
         let pieces = range::pieces(query.from, query.to, query.now);
         let Some((first, last)) = pieces.first().zip(pieces.last()) else {
@@ -155,28 +169,31 @@ impl StoreReader {
             ));
         };
         let whole = Piece { to: last.to, ..*first };
-        within(OPERATION, async {
-            let mut snapshot = snapshot(&mut self.connection).await?;
-            let fresh = fresh(&mut snapshot, query, whole, None).await?;
-            let keys = keys(&mut snapshot, query, &pieces, &fresh).await?;
-            let mut sums: HashMap<String, Measures> = HashMap::new();
-            for ((_, key), measures) in &fresh {
-                sums.entry(key.clone()).or_default().merge(measures);
-            }
-            for piece in &pieces {
-                stored(&mut snapshot, query, &keys, *piece, |_, key, measures| {
-                    sums.entry(key.to_owned()).or_default().merge(&measures);
-                })
-                .await?;
-            }
-            snapshot.commit().await.during(OPERATION)?;
-            let figures = |key: String| Figures {
-                measures: sums.remove(&key).unwrap_or_default(),
-                key,
-            };
-            Ok(keys.into_iter().map(figures).collect())
-        })
-        .await
+        let mut snapshot = self.snapshot(OPERATION).await?;
+        set_timeout(&mut snapshot, STATEMENT_TIMEOUT).await?;
+        let brokers = self.brokers(&mut snapshot, query.brokers.as_deref()).await?;
+        let asked = Asked {
+            query,
+            brokers: &brokers,
+        };
+        let fresh = fresh(&mut snapshot, asked, whole, None).await?;
+        let keys = keys(&mut snapshot, asked, &pieces, &fresh).await?;
+        let mut sums: HashMap<String, Measures> = HashMap::new();
+        for ((_, key), measures) in &fresh {
+            sums.entry(key.clone()).or_default().merge(measures);
+        }
+        for piece in &pieces {
+            stored(&mut snapshot, asked, &keys, *piece, |_, key, measures| {
+                sums.entry(key.to_owned()).or_default().merge(&measures);
+            })
+            .await?;
+        }
+        snapshot.commit().await.during(OPERATION)?;
+        let figures = |key: String| Figures {
+            measures: sums.remove(&key).unwrap_or_default(),
+            key,
+        };
+        Ok(keys.into_iter().map(figures).collect())
     }
 }
 
@@ -192,32 +209,19 @@ fn check(select: &Select) -> Result<()> {
     Ok(())
 }
 
-/// One view of both tables: the roll-up moves rows from one to the other.
-async fn snapshot(connection: &mut PgConnection) -> Result<sqlx::Transaction<'_, sqlx::Postgres>> {
-    let mut snapshot = connection
-        .begin_with("begin isolation level repeatable read read only")
-        .await
-        .during(OPERATION)?;
-    snapshot
-        .execute("set local statement_timeout = '5s'")
-        .await
-        .during(OPERATION)?;
-    Ok(snapshot)
-}
-
 /// Reads what is not rolled up yet.
 async fn fresh(
     connection: &mut PgConnection,
-    query: &StatisticsQuery,
+    asked: Asked<'_>,
     whole: Piece,
     resolution: Option<Resolution>,
 ) -> Result<Fresh> {
     let deltas = sqlx::query(
         "select extract(epoch from minute)::bigint, payload from kanchi.statistic_delta
-         where broker_id = $1 and minute >= kanchi.micros($2 * 1000000) and minute < kanchi.micros($3 * 1000000)",
+         where broker_id = any ($1) and minute >= kanchi.micros($2 * 1000000) and minute < kanchi.micros($3 * 1000000)",
     );
     let mut rows = deltas
-        .bind(query.broker_key)
+        .bind(asked.brokers)
         .bind(whole.from)
         .bind(whole.to)
         .fetch(connection);
@@ -226,7 +230,7 @@ async fn fresh(
         let at = resolution.map_or(0, |resolution| resolution.floor(row.get(0)));
         // What cannot be read is counted and dropped by the roll-up.
         for (dimension, key, measures) in codec::decode(row.get(1)).unwrap_or_default() {
-            if dimension == query.dimension {
+            if dimension == asked.query.dimension {
                 fresh.entry((at, key.to_owned())).or_default().merge(&measures);
             }
         }
@@ -235,13 +239,8 @@ async fn fresh(
 }
 
 /// Chooses the keys.
-async fn keys(
-    connection: &mut PgConnection,
-    query: &StatisticsQuery,
-    pieces: &[Piece],
-    fresh: &Fresh,
-) -> Result<Vec<String>> {
-    let (by, count) = match &query.select {
+async fn keys(connection: &mut PgConnection, asked: Asked<'_>, pieces: &[Piece], fresh: &Fresh) -> Result<Vec<String>> {
+    let (by, count) = match &asked.query.select {
         Select::Keys(keys) => return Ok(keys.clone()),
         Select::Top { by, count } => (*by, *count),
     };
@@ -253,14 +252,14 @@ async fn keys(
     // The column is a word of this crate. The sum may be a hostile one.
     let statement = format!(
         "select key, least(greatest(sum({0}), -1e15), 1e15)::bigint from kanchi.statistic
-         where broker_id = $1 and dimension = $2 and step_seconds = $3
+         where broker_id = any ($1) and dimension = $2 and step_seconds = $3
             and starts_at >= kanchi.micros($4 * 1000000) and starts_at < kanchi.micros($5 * 1000000)
             and stored_at >= kanchi.micros($4 * 1000000) - interval '2 days' and retention_days <= $6 and {0} <> 0
          group by key order by 2 desc limit {CANDIDATES}",
         by.as_str()
     );
     for piece in pieces {
-        let ranked = bound(sqlx::query(&statement), query, *piece);
+        let ranked = bound(sqlx::query(&statement), asked, *piece);
         let mut rows = ranked.fetch(&mut *connection);
         while let Some(row) = rows.try_next().await.during(OPERATION)? {
             let rank = ranks.entry(row.get(0)).or_default();
@@ -276,12 +275,12 @@ async fn keys(
 /// Reads what is rolled up, row by row: start, key, measures.
 async fn stored(
     connection: &mut PgConnection,
-    query: &StatisticsQuery,
+    asked: Asked<'_>,
     keys: &[String],
     piece: Piece,
     mut take: impl FnMut(i64, &str, Measures),
 ) -> Result<()> {
-    let mut rows = bound(sqlx::query(include_str!("../sql/load_series.sql")), query, piece)
+    let mut rows = bound(sqlx::query(include_str!("../sql/load_series.sql")), asked, piece)
         .bind(keys)
         .fetch(connection);
     while let Some(row) = rows.try_next().await.during(OPERATION)? {
@@ -292,10 +291,10 @@ async fn stored(
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-fn bound<'q>(statement: Query<'q>, query: &StatisticsQuery, piece: Piece) -> Query<'q> {
+fn bound<'q>(statement: Query<'q>, asked: Asked<'_>, piece: Piece) -> Query<'q> {
     statement
-        .bind(query.broker_key)
-        .bind(query.dimension.as_str())
+        .bind(asked.brokers.to_vec())
+        .bind(asked.query.dimension.as_str())
         .bind(piece.resolution.seconds())
         .bind(piece.from)
         .bind(piece.to)

@@ -40,7 +40,7 @@ async fn roll_up_all(world: &World) -> RolledUp {
 
 fn asked(key: BrokerKey, select: Select, back: i64) -> StatisticsQuery {
     StatisticsQuery {
-        broker_key: key.0,
+        brokers: Some(vec![key.0]),
         dimension: Dimension::Task,
         select,
         from: ago(back),
@@ -77,14 +77,14 @@ async fn a_chart_is_the_same_before_and_after_the_roll_up() {
         ];
         store(&mut m, deltas).await;
     }
-    let mut reader = world.reader().await;
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
     let (line, sums) = (
         asked(m.key, keys(&["a", "b"]), 3 * 60 * MINUTE),
         asked(m.key, keys(&["a"]), 3 * 60 * MINUTE),
     );
     let (chart, figures) = (
-        reader.chart(&line, None).await.unwrap(),
-        reader.figures(&sums).await.unwrap(),
+        query.chart(&line, None).await.unwrap(),
+        query.figures(&sums).await.unwrap(),
     );
     assert_eq!(chart.resolution, Resolution::Minute);
     let points = &chart.series[0].points;
@@ -98,10 +98,19 @@ async fn a_chart_is_the_same_before_and_after_the_roll_up() {
     assert!((p95 - 0.25).abs() < 0.25 * 0.06, "{p95}");
     assert_eq!(figures[0].measures.runtime.mean_seconds(), Some(0.25));
 
+    // Another broker's rows come into it only where it is asked for.
+    let of_all = StatisticsQuery {
+        brokers: None,
+        ..sums.clone()
+    };
+    let both = query.figures(&of_all).await.unwrap();
+    assert_eq!(both[0].measures.counts.get(Transition::Succeeded), 1_018);
+
     assert_eq!(roll_up_all(&world).await.taken, 4);
     assert_eq!(world.sql("select count(*) from kanchi.statistic_delta"), "0");
-    assert_eq!(reader.chart(&line, None).await.unwrap(), chart);
-    assert_eq!(reader.figures(&sums).await.unwrap(), figures);
+    assert_eq!(query.figures(&of_all).await.unwrap(), both);
+    assert_eq!(query.chart(&line, None).await.unwrap(), chart);
+    assert_eq!(query.figures(&sums).await.unwrap(), figures);
 
     // Half of it rolled up, half not, in the same minutes.
     store(
@@ -109,12 +118,12 @@ async fn a_chart_is_the_same_before_and_after_the_roll_up() {
         vec![succeeded_tasks(ago(0), "a", -2), succeeded_tasks(ago(0), "b", 4)],
     )
     .await;
-    let half = reader.figures(&sums).await.unwrap();
+    let half = query.figures(&sums).await.unwrap();
     assert_eq!(half[0].measures.counts.get(Transition::Succeeded), 16);
     roll_up_all(&world).await;
-    assert_eq!(reader.figures(&sums).await.unwrap(), half);
+    assert_eq!(query.figures(&sums).await.unwrap(), half);
     assert_eq!(roll_up_all(&world).await, RolledUp::default(), "nothing is left to do");
-    assert_eq!(reader.figures(&sums).await.unwrap(), half);
+    assert_eq!(query.figures(&sums).await.unwrap(), half);
 }
 
 #[tokio::test]
@@ -143,13 +152,13 @@ async fn a_roll_up_that_fails_or_stops_halfway_loses_nothing_and_counts_nothing_
     store(&mut m, deltas).await;
     let first = world.admin.roll_up().await.unwrap();
     assert!(first.more && first.taken < 600, "{first:?}");
-    let query = asked(m.key, keys(&["a"]), 700 * MINUTE);
-    let mut reader = world.reader().await;
-    let sum = async |reader: &mut kanchi_store::StoreReader| {
-        let figures = reader.figures(&query).await.unwrap();
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
+    let question = asked(m.key, keys(&["a"]), 700 * MINUTE);
+    let sum = async || {
+        let figures = query.figures(&question).await.unwrap();
         figures[0].measures.counts.get(Transition::Succeeded)
     };
-    assert_eq!(sum(&mut reader).await, 600, "halfway");
+    assert_eq!(sum().await, 600, "halfway");
 
     world.sql(
         "create function public.refuse() returns trigger language plpgsql as $$
@@ -157,12 +166,12 @@ async fn a_roll_up_that_fails_or_stops_halfway_loses_nothing_and_counts_nothing_
          create trigger refuse before insert on kanchi.statistic for each row execute function public.refuse()",
     );
     world.admin.roll_up().await.unwrap_err();
-    assert_eq!(sum(&mut reader).await, 600, "after a failure");
+    assert_eq!(sum().await, 600, "after a failure");
     world.sql("drop trigger refuse on kanchi.statistic");
 
     let (a, b) = tokio::join!(roll_up_all(&world), roll_up_all(&world));
     assert_eq!(first.taken + a.taken + b.taken, 600);
-    assert_eq!(sum(&mut reader).await, 600);
+    assert_eq!(sum().await, 600);
     assert_eq!(rolled_up(&world, "a"), "60:600 3600:600 86400:600");
 }
 
@@ -181,8 +190,8 @@ async fn what_comes_late_is_added_to_its_own_minute_hour_and_day() {
         "3",
         "one row each, however often it is added to"
     );
-    let mut reader = world.reader().await;
-    let chart = reader.chart(&asked(m.key, keys(&["a"]), 4 * DAY), None).await.unwrap();
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
+    let chart = query.chart(&asked(m.key, keys(&["a"]), 4 * DAY), None).await.unwrap();
     assert_eq!(chart.resolution, Resolution::Hour);
     assert_eq!(chart.series[0].points.len(), 1);
     assert_eq!(chart.series[0].points[0].measures.runtime.histogram.count(), 4);
@@ -255,12 +264,12 @@ async fn the_names_with_the_most_failures_are_found_wherever_they_are_counted() 
         vec![failed(0, "now", 15), failed(0, "often", 10), failed(0, "once", 1)],
     )
     .await;
-    let mut reader = world.reader().await;
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
     let top = |count| Select::Top {
         by: Transition::Failed,
         count,
     };
-    let figures = reader.figures(&asked(m.key, top(2), 5 * DAY)).await.unwrap();
+    let figures = query.figures(&asked(m.key, top(2), 5 * DAY)).await.unwrap();
     let named: Vec<_> = figures
         .iter()
         .map(|one| {
@@ -272,9 +281,9 @@ async fn the_names_with_the_most_failures_are_found_wherever_they_are_counted() 
         })
         .collect();
     assert_eq!(named, [("often", 20, 2), ("now", 15, 1)]);
-    let all = reader.figures(&asked(m.key, top(20), 5 * DAY)).await.unwrap();
+    let all = query.figures(&asked(m.key, top(20), 5 * DAY)).await.unwrap();
     assert_eq!(all.len(), 3, "what never failed is not among them: {all:?}");
-    let chart = reader
+    let chart = query
         .chart(&asked(m.key, top(1), 5 * DAY), Some(Resolution::Day))
         .await
         .unwrap();
@@ -288,16 +297,16 @@ async fn the_names_with_the_most_failures_are_found_wherever_they_are_counted() 
 async fn questions_without_a_bound_are_refused() {
     let world = World::new().await;
     let m = world.monitor("orders").await;
-    let mut reader = world.reader().await;
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
     let month = asked(m.key, keys(&["a"]), 30 * DAY);
-    let minutes = reader.chart(&month, Some(Resolution::Minute)).await;
+    let minutes = query.chart(&month, Some(Resolution::Minute)).await;
     assert_eq!(minutes.unwrap_err().kind(), ErrorKind::Invalid);
     let many: Vec<String> = (0..21).map(|number| number.to_string()).collect();
-    let figures = reader.figures(&asked(m.key, Select::Keys(many), DAY)).await;
+    let figures = query.figures(&asked(m.key, Select::Keys(many), DAY)).await;
     assert_eq!(figures.unwrap_err().kind(), ErrorKind::Invalid);
-    let backwards = reader.chart(&asked(m.key, keys(&["a"]), -DAY), None).await;
+    let backwards = query.chart(&asked(m.key, keys(&["a"]), -DAY), None).await;
     assert_eq!(backwards.unwrap_err().kind(), ErrorKind::Invalid);
-    let empty = reader.chart(&asked(m.key, keys(&["a"]), DAY), None).await.unwrap();
+    let empty = query.chart(&asked(m.key, keys(&["a"]), DAY), None).await.unwrap();
     assert!(empty.series[0].points.is_empty());
 }
 

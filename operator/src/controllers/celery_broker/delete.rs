@@ -60,10 +60,13 @@ pub async fn delete(context: &Context, live: &Live) -> Result<(), Error> {
     finalizer::remove(context, live).await.map_err(Error::Api)
 }
 
-/// Says that the history stays.
+/// Says that the history stays for now. This process gives the order once the store is back ([`super::depart`]); nobody does for one
+/// that ends before: an operator that knows of no CeleryBroker may be one that was told to look elsewhere, and must not purge for it.
 async fn let_go(context: &Context, live: &Live, why: &str) {
     let limit = DEADLINE.as_secs();
-    let note = format!("the history could not be deleted within {limit} s and stays until its retention ends: {why}");
+    let note = format!(
+        "the history could not be deleted within {limit} s: it goes once Postgres is back, or with its retention should this operator end before: {why}"
+    );
     tracing::warn!(
         broker.namespace = live.metadata.namespace.as_deref().unwrap_or_default(),
         broker.name = live.metadata.name.as_deref().unwrap_or_default(),
