@@ -262,7 +262,8 @@ fn disagreement(row: &TaskRow, last: &Attempt) -> Option<&'static str> {
         ("retried", !is_retried || last.finished_at <= row.retried_at),
         (
             "error",
-            last.exception.is_none() || error == (&row.exception, &row.exception_class, &row.traceback),
+            // What was found may say of the error what no event did.
+            found || last.exception.is_none() || error == (&row.exception, &row.exception_class, &row.traceback),
         ),
     ];
     checks.iter().find(|(_, agrees)| !agrees).map(|(field, _)| *field)
