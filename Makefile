@@ -23,6 +23,9 @@ bench: ## the ingest path: events a second, processor and memory, beside Postgre
 bench-queries: ## the queries of the UI: p50, p95, p99, cold and warm (FULL=1: 10 million tasks, 40 million events)
 	@e2e/bench-queries.sh
 
+bench-churn: ## a simulated day of tasks that come and go: sizes of the store's tables, and whether any grows
+	@e2e/bench-churn.sh
+
 bench-operator: ## the operator with 1,000 CeleryBrokers: API calls, writes, memory, time after a restart
 	@e2e/bench-operator.sh
 
@@ -59,4 +62,4 @@ gen: ## write the generated files: CRDs, their reference, manifests/
 check: ## what `make test` does before it runs a test
 	@e2e/test.sh fmt lint generated
 
-.PHONY: help demo test e2e bench bench-queries bench-operator faults profile lab-up lab-build lab-load lab-shell lab-down fmt lint gen check
+.PHONY: help demo test e2e bench bench-queries bench-churn bench-operator faults profile lab-up lab-build lab-load lab-shell lab-down fmt lint gen check
