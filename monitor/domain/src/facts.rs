@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::event::{Event, EventKind, PayloadField, PayloadFields, TaskId};
 use crate::orphan::Running;
-use crate::project::{self, TaskRow};
+use crate::project::{self, Attempt, TaskRow};
 use crate::text::boundary;
 use crate::time::UnixMicros;
 
@@ -424,6 +424,16 @@ impl TaskFacts {
         let mut row = project::row(self);
         row.expire(now);
         row
+    }
+
+    /// Returns the attempts of the task in their order, run by run, without regard to the time of day: the last is the one
+    /// that [`Self::project`] shows. None if no event of the task tells of one.
+    ///
+    /// Like the row it is a function of the set of distinct events. It is bounded as the facts are, which keep 16 events
+    /// of a type: at most 33 attempts, and not more deliveries in all than facts. Where [`TaskRow::thinned`] is set, some in
+    /// the middle may be missing.
+    pub fn attempts(&self) -> Vec<Attempt> {
+        project::attempts(self)
     }
 
     /// Returns which process runs the task, as far as its events say; `None` while it waits or has ended.

@@ -30,7 +30,7 @@ pub use found::{RecordFault, RunningInfo};
 pub use orphan::Running;
 pub use payload::{PayloadPolicy, PayloadStore};
 pub use progress::ProgressStep;
-pub use project::{EXPIRY_GRACE, Progress, TaskRow};
+pub use project::{Attempt, AttemptDelivery, AttemptOutcome, EXPIRY_GRACE, Progress, TaskRow};
 pub use reject::{Reject, RejectReason};
 pub use state::{OutcomeClass, TaskMark, TaskState};
 pub use time::UnixMicros;

@@ -12,6 +12,9 @@ use crate::time::UnixMicros;
 use attempts::{Life, Place};
 use delivery::{Delivery, Phase};
 
+pub use attempt_list::{Attempt, AttemptDelivery, AttemptOutcome};
+
+mod attempt_list;
 mod attempts;
 mod delivery;
 mod found;
@@ -166,6 +169,11 @@ pub(crate) fn row(facts: &TaskFacts) -> TaskRow {
     row.set_progress(facts, &life, place);
     found::lay_over(&mut row, facts, &life, place);
     row
+}
+
+/// Lists the attempts of a task, of which the row shows the last.
+pub(crate) fn attempts(facts: &TaskFacts) -> Vec<Attempt> {
+    attempt_list::list(facts)
 }
 
 /// Returns which process runs the task, as far as its events say.

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use kanchi_domain::{
-    Absorbed, Event, EventKind, Limits, RawMessage, Running, RunningInfo, TaskFacts, TaskMark, TaskState, UnixMicros,
-    decode,
+    Absorbed, Attempt, AttemptOutcome, Event, EventKind, Limits, RawMessage, Running, RunningInfo, TaskFacts, TaskMark,
+    TaskRow, TaskState, UnixMicros, decode,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -142,6 +142,7 @@ proptest! {
         prop_assert_eq!(&straight, &again);
         prop_assert_eq!(straight.encode(), again.encode());
         prop_assert_eq!(straight.project(), again.project());
+        prop_assert_eq!(straight.attempts(), again.attempts());
 
         let (first, rest) = shuffled.split_at(cut.min(shuffled.len()));
         let (second, third) = rest.split_at(other_cut.min(rest.len()));
@@ -181,6 +182,7 @@ proptest! {
         // Whatever it says, it does not panic, and what it accepts can be projected and written.
         if let Ok(facts) = TaskFacts::decode(&bytes) {
             facts.project();
+            facts.attempts();
             facts.encode();
         }
     }
@@ -199,8 +201,125 @@ fn facts_are_bounded() {
     };
     let facts = absorb(&decode_all(&events(500)));
     assert!(facts.encode().len() < 8_192);
+    let attempts = facts.attempts();
+    assert!((16..=33).contains(&attempts.len()), "{}", attempts.len());
+    // As many as there can be facts: 16 of nine types, 8 custom ones, 6 of each of Kanchi's own six.
+    assert!(attempts.iter().map(|attempt| attempt.deliveries.len()).sum::<usize>() <= 188);
     assert!(facts.project().thinned);
     assert!(!absorb(&decode_all(&events(2))).project().thinned);
+}
+
+// === The attempts one by one ===
+
+/// Says in what the last attempt and the row disagree.
+fn disagreement(row: &TaskRow, last: &Attempt) -> Option<&'static str> {
+    let outcomes: &[AttemptOutcome] = match row.state {
+        TaskState::Pending | TaskState::Received => &[AttemptOutcome::Waiting],
+        TaskState::Retry => &[AttemptOutcome::Waiting, AttemptOutcome::Retried],
+        TaskState::Started | TaskState::Custom(_) => &[AttemptOutcome::Running],
+        TaskState::Orphaned => &[AttemptOutcome::Lost],
+        TaskState::Success => &[AttemptOutcome::Succeeded],
+        TaskState::Failure => &[AttemptOutcome::Failed],
+        TaskState::Revoked => &[AttemptOutcome::Revoked],
+        TaskState::Rejected => &[AttemptOutcome::Rejected],
+        TaskState::Expired => &[AttemptOutcome::Expired],
+    };
+    // Of an attempt that no event tells of the row shows what it knows of the one before.
+    let found = row
+        .mark
+        .is_some_and(|mark| matches!(mark, TaskMark::Repaired | TaskMark::Incomplete));
+    let same = |alike: bool, is_none: bool| alike || (found && is_none);
+    let no_worker = last.deliveries.is_empty() && last.worker.is_none();
+    let error = (&last.exception, &last.exception_class, &last.traceback);
+    let is_retried = last.outcome == AttemptOutcome::Retried;
+    let checks = [
+        ("state", outcomes.contains(&last.outcome)),
+        ("run", last.run == row.run),
+        (
+            "retries",
+            last.retries == row.retries || (found && last.retries > row.retries),
+        ),
+        (
+            "deliveries",
+            last.deliveries.len() == row.deliveries as usize || (found && last.deliveries.is_empty()),
+        ),
+        ("worker", no_worker || last.worker == row.worker),
+        (
+            "pid",
+            no_worker || same(last.worker_pid == row.worker_pid, last.worker_pid.is_none()),
+        ),
+        ("sent", same(last.sent_at == row.sent_at, last.sent_at.is_none())),
+        ("eta", same(last.eta == row.eta, last.eta.is_none())),
+        (
+            "received",
+            same(last.received_at == row.received_at, last.received_at.is_none()),
+        ),
+        (
+            "started",
+            same(last.started_at == row.started_at, last.started_at.is_none()),
+        ),
+        ("finished", is_retried || last.finished_at == row.finished_at),
+        ("retried", !is_retried || last.finished_at <= row.retried_at),
+        (
+            "error",
+            last.exception.is_none() || error == (&row.exception, &row.exception_class, &row.traceback),
+        ),
+    ];
+    checks.iter().find(|(_, agrees)| !agrees).map(|(field, _)| *field)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn attempts_are_a_function_of_the_set_of_events(
+        (events, shuffled) in proptest::collection::vec(any_event(), 0..40).prop_flat_map(|events| {
+            let twice: Vec<_> = events.iter().chain(events.iter().step_by(3)).cloned().collect();
+            (Just(events), Just(twice).prop_shuffle())
+        }),
+        batch in 1..20_usize,
+    ) {
+        let attempts = absorb(&decode_all(&events)).attempts();
+        let shuffled = decode_all(&shuffled);
+        prop_assert_eq!(&attempts, &absorb(&shuffled).attempts());
+        let stored: Vec<_> = shuffled.chunks(batch).map(|events| absorb(events).encode()).collect();
+        let joined = |batches: &mut dyn Iterator<Item = &Vec<u8>>| {
+            let mut facts = TaskFacts::new();
+            for batch in batches {
+                facts.absorb_all(TaskFacts::decode(batch).unwrap(), &mut Vec::new());
+            }
+            facts.attempts()
+        };
+        prop_assert_eq!(&attempts, &joined(&mut stored.iter()));
+        prop_assert_eq!(&attempts, &joined(&mut stored.iter().rev().chain(&stored)));
+    }
+
+    #[test]
+    fn the_last_attempt_is_the_one_of_the_row(events in proptest::collection::vec(any_event(), 0..25)) {
+        let facts = absorb(&decode_all(&events));
+        let (row, attempts) = (facts.project(), facts.attempts());
+        let Some(last) = attempts.last() else {
+            prop_assert_eq!((row.state, row.mark, row.deliveries, row.sent_at), (TaskState::Pending, None, 0, None));
+            return Ok(());
+        };
+        prop_assert_eq!(disagreement(&row, last), None, "{:#?} {:#?}", row, last);
+        prop_assert!(attempts.is_sorted_by_key(|attempt| (attempt.run, attempt.retries)));
+        for pair in attempts.windows(2) {
+            prop_assert!((pair[0].run, pair[0].retries) < (pair[1].run, pair[1].retries));
+            let goes_on = matches!(pair[0].outcome, AttemptOutcome::Waiting | AttemptOutcome::Running);
+            prop_assert!(!goes_on, "{:#?}", pair);
+            prop_assert!(pair[0].run < pair[1].run || !pair[0].outcome.is_open(), "{:#?}", pair);
+        }
+        let outcomes = || attempts.iter().map(|attempt| attempt.outcome);
+        prop_assert!(outcomes().all(|outcome| outcome != AttemptOutcome::PutBack));
+        prop_assert!(last.outcome != AttemptOutcome::Unknown);
+        for (outcome, most) in [(AttemptOutcome::Failed, 2), (AttemptOutcome::Retried, 1)] {
+            let told = |attempt: &&Attempt| attempt.outcome == outcome && attempt.exception.is_some();
+            prop_assert!(attempts.iter().filter(told).count() <= most, "the texts of the latest are kept");
+        }
+        prop_assert!(attempts.iter().all(|attempt| attempt.exception.is_none()
+            || matches!(attempt.outcome, AttemptOutcome::Failed | AttemptOutcome::Retried)));
+    }
 }
 
 // === What is found after a gap ===
@@ -219,9 +338,15 @@ proptest! {
             (Just(told), Just(mixed).prop_shuffle())
         }),
     ) {
-        let (told, both) = (absorb(&decode_all(&told)).project(), absorb(&decode_all(&mixed)).project());
+        let (told, both) = (absorb(&decode_all(&told)), absorb(&decode_all(&mixed)));
+        let (before, after) = (told.attempts(), both.attempts());
+        let earlier = before.len().saturating_sub(1);
+        prop_assert!(after.len() >= before.len() && after.len() <= before.len() + 1);
+        prop_assert_eq!(&before[..earlier], &after[..earlier], "a finding is about the last attempt");
+        let (told, both) = (told.project(), both.project());
         if told.is_final() {
             prop_assert_eq!(&told, &both);
+            prop_assert_eq!(&before, &after);
         }
         // What is told of the sending, the runs and the deliveries stays as it is in any case.
         prop_assert_eq!((told.run, told.deliveries, told.sent_at, told.received_at), (both.run, both.deliveries, both.sent_at, both.received_at));

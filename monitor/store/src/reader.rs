@@ -28,7 +28,8 @@ pub struct StoredTask {
     pub live: bool,
     /// Rows in history; more than one where it ran again hours later, or until a rerun or a late event is settled.
     pub settled_rows: usize,
-    /// Everything known of it.
+    /// Everything known of it. [`TaskFacts::attempts`] lists its attempts, of which the row shows the last; their older
+    /// exceptions are in [`StoreReader::events`] alone.
     pub facts: TaskFacts,
     /// The projection of the facts at the time asked for.
     pub row: TaskRow,

@@ -103,7 +103,8 @@ impl<'f> Life<'f> {
             .map(|(_, delivery)| delivery)
     }
 
-    fn places(&self) -> impl Iterator<Item = Place> {
+    /// Returns the place of each sending and each delivery.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
         self.sent
             .iter()
             .map(|(place, ..)| *place)

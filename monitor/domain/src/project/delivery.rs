@@ -79,7 +79,10 @@ pub(super) struct Delivery<'f> {
     pub(super) decided: Option<(usize, &'f Fact)>,
     pub(super) received: Option<&'f Fact>,
     pub(super) started: Option<&'f Fact>,
+    /// Told last.
     pub(super) retried: Option<&'f Fact>,
+    /// Told last.
+    pub(super) failed: Option<&'f Fact>,
     /// Its latest fact.
     pub(super) latest: Option<&'f Fact>,
     /// Its process was given up while the task ran, and nothing was heard of either since.
@@ -100,6 +103,7 @@ impl<'f> Delivery<'f> {
             received: None,
             started: None,
             retried: None,
+            failed: None,
             latest: None,
             lost: None,
             first_lost: None,
@@ -151,12 +155,12 @@ impl<'f> Delivery<'f> {
             Step::Received => self.received = Some(fact),
             Step::Started => self.started = Some(fact),
             Step::Retried => self.retried = Some(fact),
+            Step::Failed => self.failed = Some(fact),
             Step::Sent
             | Step::Custom
             | Step::Rejected
             | Step::Cancelled
             | Step::Revoked
-            | Step::Failed
             | Step::Succeeded
             | Step::Progress
             | Step::Steps

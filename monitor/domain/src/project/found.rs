@@ -14,18 +14,18 @@ use crate::orphan::Running;
 use crate::state::{TaskMark, TaskState};
 use crate::time::UnixMicros;
 
-/// Lays the newest finding over a row that all other facts made.
-pub(super) fn lay_over(row: &mut TaskRow, facts: &TaskFacts, life: &Life<'_>, place: Place) {
+/// Lays the newest finding over a row that all other facts made; says whether there was one that counts.
+pub(super) fn lay_over(row: &mut TaskRow, facts: &TaskFacts, life: &Life<'_>, place: Place) -> bool {
     if row.is_final() {
-        return;
+        return false;
     }
     let Some(found) = newest(facts, life, place) else {
-        return;
+        return false;
     };
     let texts = facts.texts(found.key.step);
     if found.key.step == Step::FoundStarted {
         if !matches!(row.state, TaskState::Pending | TaskState::Received | TaskState::Retry) {
-            return;
+            return false;
         }
         row.state = match lost(facts, found) {
             Some(_) => TaskState::Orphaned,
@@ -46,6 +46,7 @@ pub(super) fn lay_over(row: &mut TaskRow, facts: &TaskFacts, life: &Life<'_>, pl
     if let Some(texts) = texts {
         row.fill(texts);
     }
+    true
 }
 
 /// Returns which process runs a task by what its worker was asked; `decisive` is the delivery that decides its state.
