@@ -262,8 +262,7 @@ fn disagreement(row: &TaskRow, last: &Attempt) -> Option<&'static str> {
         ("retried", !is_retried || last.finished_at <= row.retried_at),
         (
             "error",
-            // What was found may say of the error what no event did.
-            found || last.exception.is_none() || error == (&row.exception, &row.exception_class, &row.traceback),
+            last.exception.is_none() || error == (&row.exception, &row.exception_class, &row.traceback),
         ),
     ];
     checks.iter().find(|(_, agrees)| !agrees).map(|(field, _)| *field)

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 use kanchi_domain::{
-    Attempt, AttemptDelivery, Event, EventKind, Limits, RawMessage, TaskFacts, TaskId, TaskMark, TaskRow, TaskState,
-    UnixMicros, decode,
+    Attempt, AttemptDelivery, AttemptOutcome, Event, EventKind, Limits, RawMessage, TaskFacts, TaskId, TaskMark,
+    TaskRow, TaskState, UnixMicros, decode,
 };
 use serde_json::{Value, json};
 
@@ -589,23 +589,19 @@ fn attempts(facts: &TaskFacts) -> Vec<String> {
     let second = |time| seconds(time).map_or("-".to_owned(), |second| second.to_string());
     let line = |attempt: &Attempt| {
         let (outcome, worker) = (attempt.outcome.as_str(), attempt.worker.as_deref().unwrap_or("-"));
-        let mut line = format!("{}.{} {outcome} {worker}", attempt.run, attempt.retries);
+        let mut words = vec![format!("{}.{} {outcome} {worker}", attempt.run, attempt.retries)];
         let (received, started) = (attempt.received_at, attempt.started_at);
-        for time in [attempt.sent_at, received, started, attempt.finished_at] {
-            line += &format!(" {}", second(time));
-        }
-        if let Some(exception) = &attempt.exception {
-            line += &format!(" {exception}");
-        }
+        words.extend([attempt.sent_at, received, started, attempt.finished_at].map(second));
+        words.extend(attempt.exception.as_deref().map(str::to_owned));
         let alike = |one: &AttemptDelivery| (one.outcome, &one.worker) == (attempt.outcome, &attempt.worker);
         if attempt.deliveries.len() != 1 || !attempt.deliveries.iter().all(alike) {
             let deliveries = attempt.deliveries.iter().map(|one| {
                 let (outcome, worker) = (one.outcome.as_str(), one.worker.as_deref().unwrap_or("-"));
                 format!("{worker} {outcome} {}", second(one.finished_at))
             });
-            line += &format!(" [{}]", deliveries.collect::<Vec<_>>().join(", "));
+            words.push(format!("[{}]", deliveries.collect::<Vec<_>>().join(", ")));
         }
-        line
+        words.join(" ")
     };
     facts.attempts().iter().map(line).collect()
 }
@@ -736,6 +732,20 @@ fn a_rerun_under_the_same_id_lists_the_attempts_of_both_runs() {
             "1.0 waiting w@h - 6 - -"
         ],
         "the end of the first run fell into a gap"
+    );
+}
+
+#[test]
+fn an_error_found_after_a_gap_is_not_mixed_with_one_that_was_told() {
+    let mut task = facts(&events("failed(exception=A(),traceback=trace) retried received@x"));
+    let record =
+        br#"{"status": "FAILURE", "result": {"exc_type": "B", "exc_message": []}, "date_done": "2026-11-21T00:10:30"}"#;
+    let event = Event::found_result(&TaskId::new("t").unwrap(), record, UnixMicros(0));
+    task.absorb(&event.unwrap().unwrap());
+    let last = task.attempts().pop().unwrap();
+    assert_eq!(
+        (last.outcome, last.exception_class.as_deref(), last.traceback),
+        (AttemptOutcome::Failed, Some("B"), None)
     );
 }
 

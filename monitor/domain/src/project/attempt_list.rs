@@ -10,7 +10,7 @@ use super::attempts::{Life, Place};
 use super::delivery::{Delivery, Phase};
 use super::{TaskRow, decisive, found, state_of};
 use crate::facts::{Fact, Field, Step, TaskFacts, Texts, UNKNOWN};
-use crate::state::TaskState;
+use crate::state::{TaskMark, TaskState};
 use crate::time::UnixMicros;
 
 /// One attempt of a task: all that happened under one count of retries in one run (`docs/states.md`).
@@ -193,7 +193,9 @@ fn attempt(facts: &TaskFacts, life: &Life<'_>, place: Place, row: TaskRow, next:
         .filter_map(|delivery| delivery.retried)
         .max_by_key(|fact| fact.key.at);
     let retried = retried.filter(|_| outcome == AttemptOutcome::Retried);
-    let error = error(facts, life, place, outcome);
+    // A finding brings its own error, or none.
+    let is_found = matches!(row.mark, Some(TaskMark::Repaired | TaskMark::Incomplete));
+    let error = error(facts, life, place, outcome).filter(|_| !is_found);
     let text = |of_row: Option<Arc<str>>, field| of_row.or_else(|| error.and_then(|texts| texts.share(field)));
     Attempt {
         retries: place.retries,
@@ -272,13 +274,17 @@ fn deliveries(life: &Life<'_>, place: Place, outcome: AttemptOutcome) -> Vec<Att
             .all(|delivery| delivery.phase != Phase::Retry && delivery.retried.is_none());
     let listed = life.deliveries_at(place).enumerate().map(|(index, delivery)| {
         let ended = delivery.decided.filter(|_| delivery.is_over()).map(|(_, fact)| fact);
-        let own = match of_delivery(delivery) {
-            AttemptOutcome::Waiting | AttemptOutcome::Running if unheard && index + 1 == count => outcome,
-            AttemptOutcome::Waiting | AttemptOutcome::Running if !outcome.is_open() => AttemptOutcome::Unknown,
-            own => own,
+        let own = of_delivery(delivery);
+        let goes_on = matches!(own, AttemptOutcome::Waiting | AttemptOutcome::Running);
+        let outcome = if goes_on && unheard && index + 1 == count {
+            outcome
+        } else if goes_on && !outcome.is_open() {
+            AttemptOutcome::Unknown
+        } else {
+            own
         };
         AttemptDelivery {
-            outcome: own,
+            outcome,
             worker: Some(delivery.host).filter(|host| !host.is_empty()).map(Arc::clone),
             worker_pid: Some(delivery.pid).filter(|pid| *pid != UNKNOWN),
             received_at: delivery.received.and_then(Fact::time),
