@@ -15,7 +15,7 @@ use std::time::Duration;
 use kanchi_domain::{Event, EventKind, Running, UnixMicros};
 use kanchi_store::WorkerRow;
 
-use worker::{Pool, Worker};
+use worker::Worker;
 
 pub mod liveness;
 pub mod orphans;
@@ -74,6 +74,45 @@ impl WorkerState {
             "lost" => Self::Lost,
             _ => Self::Unknown,
         }
+    }
+}
+
+/// How a worker runs its tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// In the process that should answer: busy means silent.
+    Solo,
+    /// In child processes.
+    Prefork,
+    /// In threads.
+    Thread,
+    /// In green threads of eventlet.
+    Eventlet,
+    /// In green threads of gevent.
+    Gevent,
+    /// In a way that Celery has no name for, or has not told.
+    Other,
+}
+
+impl Pool {
+    const NAMED: [Self; 5] = [Self::Solo, Self::Prefork, Self::Thread, Self::Eventlet, Self::Gevent];
+
+    /// Returns the name used in the store; Celery's modules have the same.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Solo => "solo",
+            Self::Prefork => "prefork",
+            Self::Thread => "thread",
+            Self::Eventlet => "eventlet",
+            Self::Gevent => "gevent",
+            Self::Other => "other",
+        }
+    }
+
+    /// Finds the pool in a name of ours or in that of its class.
+    fn from_name(name: &str) -> Self {
+        let named = Self::NAMED.into_iter().find(|pool| name.contains(pool.as_str()));
+        named.unwrap_or(Self::Other)
     }
 }
 
@@ -271,10 +310,10 @@ impl WorkerTable {
         }
     }
 
-    /// What `stats` told: a solo-pool worker is its own pool process.
-    pub fn set_solo(&mut self, hostname: &str, solo: bool) {
+    /// What `stats` told.
+    pub fn set_pool(&mut self, hostname: &str, pool: Pool) {
         if let Some(worker) = self.workers.get_mut(hostname) {
-            worker.pool = if solo { Pool::Solo } else { Pool::Other };
+            worker.set_pool(pool);
         }
     }
 
@@ -380,6 +419,7 @@ impl WorkerTable {
                 sw_ident: None,
                 sw_ver: None,
                 sw_sys: None,
+                pool: None,
                 started_at: None,
                 last_event_at: event.timestamp.min(event.arrived),
                 last_heartbeat_at: None,

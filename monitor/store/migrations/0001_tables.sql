@@ -311,6 +311,8 @@ create table kanchi.worker (
     sw_ident text,
     sw_ver text,
     sw_sys text,
+    -- What only `stats` tells. A busy solo worker does not answer it, so the next monitor must find it here. Null: unknown.
+    pool text,
     started_at timestamptz,
     last_event_at timestamptz not null,
     last_heartbeat_at timestamptz,

@@ -163,13 +163,13 @@ $$;
 create function kanchi.save_workers(p_workers jsonb, p_keep_sample boolean) returns void
 language sql security definer set search_path = pg_catalog, pg_temp as $$
     insert into kanchi.worker as w (broker_id, hostname, state, pid, freq, active, processed, loadavg, sw_ident, sw_ver,
-        sw_sys, started_at, last_event_at, last_heartbeat_at)
+        sw_sys, pool, started_at, last_event_at, last_heartbeat_at)
     select distinct on (left(r.hostname, 255)) kanchi.current_broker(), left(r.hostname, 255), r.state, r.pid, r.freq,
         r.active, r.processed, r.loadavg, left(r.sw_ident, 255), left(r.sw_ver, 255), left(r.sw_sys, 255),
-        kanchi.micros(r.started_at), kanchi.micros(r.last_event_at), kanchi.micros(r.last_heartbeat_at)
+        left(r.pool, 255), kanchi.micros(r.started_at), kanchi.micros(r.last_event_at), kanchi.micros(r.last_heartbeat_at)
     from jsonb_to_recordset(p_workers) as r (hostname text, state text, pid bigint, freq double precision,
         active bigint, processed bigint, loadavg double precision[], sw_ident text, sw_ver text, sw_sys text,
-        started_at bigint, last_event_at bigint, last_heartbeat_at bigint)
+        pool text, started_at bigint, last_event_at bigint, last_heartbeat_at bigint)
     order by left(r.hostname, 255), r.last_event_at desc
     on conflict (broker_id, hostname) do update set
         state = excluded.state,
@@ -181,6 +181,8 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
         sw_ident = coalesce(excluded.sw_ident, w.sw_ident),
         sw_ver = coalesce(excluded.sw_ver, w.sw_ver),
         sw_sys = coalesce(excluded.sw_sys, w.sw_sys),
+        -- Not the older one: another process under this name may have another pool, and is unknown until it answers.
+        pool = excluded.pool,
         started_at = coalesce(excluded.started_at, w.started_at),
         last_event_at = excluded.last_event_at,
         last_heartbeat_at = coalesce(excluded.last_heartbeat_at, w.last_heartbeat_at)

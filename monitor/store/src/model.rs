@@ -173,6 +173,8 @@ pub struct WorkerRow {
     pub sw_ver: Option<String>,
     /// For example `Linux`.
     pub sw_sys: Option<String>,
+    /// How it runs tasks, for example `prefork` or `solo`; `None` until it has answered `stats`.
+    pub pool: Option<String>,
     /// When this process said that it started, or was first heard.
     pub started_at: Option<UnixMicros>,
     /// Celery timestamp of the newest event of any kind.

@@ -169,6 +169,37 @@ async fn a_busy_solo_worker_cannot_answer_and_is_not_lost() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_busy_solo_worker_is_not_lost_to_a_monitor_that_never_heard_of_it() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let mut scene = Scene::new(&redis.url(0), |_| {}).await?;
+    let worker = scene.worker(&["--pool", "solo"]).await?;
+    let rig = &scene.rig;
+    let stored = |expected: &str| {
+        let row = rig.sql("select state, pool from kanchi.worker");
+        row.is_ok_and(|row| row.trim() == expected)
+    };
+    scene
+        .monitor
+        .until("the pool is known", PATIENCE, |_| stored("online|solo"))?;
+    let published = scene.celery.publish("busy", 1).await?;
+    let id = published.first().context("nothing was published")?.id.clone();
+    scene.monitor.until("the worker has the task", PATIENCE, |_| {
+        redis
+            .cli(&["llen", "orders"])
+            .is_ok_and(|waiting| waiting.trim() == "0")
+    })?;
+    // As a crash or a take-over: the next one hears nothing of the worker before it judges it.
+    scene.monitor.kill()?;
+    assert!(stored("online|solo"), "it has not been judged yet");
+    scene.monitor = rig.monitor(&[])?;
+    scene
+        .monitor
+        .until("the worker is unknown", PATIENCE, |_| stored("unknown|solo"))?;
+    scene.ends_without_a_false_orphan(&id)?;
+    worker.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_without_heartbeats_is_unknown_and_never_lost() -> Result<()> {
     let redis = Redis::start_new()?;
     let mut scene = Scene::new(&redis.url(0), |_| {}).await?;

@@ -9,6 +9,7 @@ use kanchi_domain::UnixMicros;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::Pool;
 use crate::settings::SettingsWatch;
 use crate::shared::{SETTLED_MS, Shared};
 
@@ -150,7 +151,7 @@ impl Liveness {
         }
     }
 
-    /// Learns which queues workers consume, and which of them are of the solo pool.
+    /// Learns which queues workers consume, and of which pool they are.
     async fn learn(&self, workers: Option<Vec<String>>) {
         for reply in self
             .broadcast(Command::active_queues(), workers.clone())
@@ -161,8 +162,9 @@ impl Liveness {
             self.shared.workers().set_queues(&reply.worker, queues);
         }
         for reply in self.broadcast(Command::stats(), workers).await.unwrap_or_default() {
-            let solo = is_solo(&reply.value);
-            self.shared.workers().set_solo(&reply.worker, solo);
+            if let Some(pool) = pool_of(&reply.value) {
+                self.shared.workers().set_pool(&reply.worker, pool);
+            }
         }
     }
 
@@ -217,13 +219,15 @@ fn queue_names(reply: &Value) -> BTreeSet<String> {
 }
 
 /// Reads the reply of `stats`: Celery 5.3 names the pool; before, a solo pool's only process is the worker itself.
-fn is_solo(reply: &Value) -> bool {
-    let Some(pool) = reply.get("pool") else { return false };
+/// `None`: it says nothing of a pool, as an error or a worker that is about to begin.
+fn pool_of(reply: &Value) -> Option<Pool> {
+    let pool = reply.get("pool")?.as_object()?;
     if let Some(implementation) = pool.get("implementation").and_then(Value::as_str) {
-        return implementation.contains("solo");
+        return Some(Pool::from_name(implementation));
     }
     let processes = pool.get("processes").and_then(Value::as_array).map(Vec::as_slice);
-    matches!((processes, reply.get("pid")), (Some([only]), Some(pid)) if only == pid)
+    let is_solo = matches!((processes, reply.get("pid")), (Some([only]), Some(pid)) if only == pid);
+    Some(if is_solo { Pool::Solo } else { Pool::Other })
 }
 
 #[cfg(test)]
@@ -252,14 +256,22 @@ mod tests {
 
     #[test]
     fn knows_a_solo_pool_of_new_and_old_celery() {
-        assert!(is_solo(
-            &json!({"pid": 7, "pool": {"implementation": "celery.concurrency.solo:TaskPool"}})
-        ));
-        assert!(is_solo(&json!({"pid": 7, "pool": {"processes": [7]}})));
-        assert!(!is_solo(&json!({"pid": 7, "pool": {"processes": [8]}})));
-        assert!(!is_solo(
-            &json!({"pid": 7, "pool": {"implementation": "celery.concurrency.prefork:TaskPool"}})
-        ));
-        assert!(!is_solo(&json!({"error": "x"})));
+        let pool = |pool| pool_of(&json!({"pid": 7, "pool": pool}));
+        let implementation = |name| pool(json!({"implementation": name}));
+        assert_eq!(implementation("celery.concurrency.solo:TaskPool"), Some(Pool::Solo));
+        assert_eq!(
+            implementation("celery.concurrency.prefork:TaskPool"),
+            Some(Pool::Prefork)
+        );
+        assert_eq!(implementation("celery.concurrency.thread:TaskPool"), Some(Pool::Thread));
+        assert_eq!(implementation("shop.pools:Fibers"), Some(Pool::Other));
+        assert_eq!(pool(json!({"processes": [7]})), Some(Pool::Solo));
+        assert_eq!(pool(json!({"processes": [8]})), Some(Pool::Other));
+    }
+
+    #[test]
+    fn an_answer_without_a_pool_says_nothing_of_it() {
+        assert_eq!(pool_of(&json!({"error": "x"})), None);
+        assert_eq!(pool_of(&json!({"pid": 7, "pool": "N/A"})), None);
     }
 }

@@ -55,7 +55,7 @@ fn a_silent_worker_is_asked_first_and_lost_when_it_does_not_answer() {
     assert_eq!(table.check(at(61.0), PATIENCE), ["w@h"]);
     assert_eq!(state(&table), WorkerState::Online, "being asked is not being lost");
     assert!(table.check(at(62.0), PATIENCE).is_empty(), "asked once only");
-    table.set_solo("w@h", false);
+    table.set_pool("w@h", Pool::Prefork);
     table.unanswered("w@h", at(61.0));
     assert_eq!(state(&table), WorkerState::Lost);
     table.observe(&beat(70.0), true);
@@ -107,7 +107,7 @@ fn a_silent_solo_worker_is_unknown_for_an_hour() {
     // It tells of a task only when it is over: what it said last, that it was idle, means nothing.
     let mut table = WorkerTable::default();
     table.observe(&event("worker-heartbeat", 0.0, r#","freq":2.0,"active":0"#), true);
-    table.set_solo("w@h", true);
+    table.set_pool("w@h", Pool::Solo);
     assert_eq!(table.check(at(61.0), PATIENCE), ["w@h"]);
     table.unanswered("w@h", at(62.0));
     assert_eq!(state(&table), WorkerState::Unknown);
@@ -258,13 +258,99 @@ fn knows_what_an_earlier_process_knew() {
     assert_eq!(loaded.check(at(561.0), PATIENCE), ["w@h"]);
 }
 
+/// Where a silent worker stands once it was asked and did not answer.
+fn unanswered(table: &mut WorkerTable, seconds: f64) -> WorkerState {
+    assert_eq!(table.check(at(seconds), PATIENCE), ["w@h"]);
+    table.unanswered("w@h", at(seconds));
+    state(table)
+}
+
+#[test]
+fn what_an_earlier_process_knew_of_its_pool_decides_what_silence_means() {
+    for (pool, expected) in [
+        (Some(Pool::Solo), WorkerState::Unknown),
+        (Some(Pool::Prefork), WorkerState::Lost),
+        (Some(Pool::Other), WorkerState::Lost),
+        // It never answered that process either: it may have been busy all the time.
+        (None, WorkerState::Unknown),
+    ] {
+        let mut before = WorkerTable::default();
+        before.observe(&beat(0.0), true);
+        if let Some(pool) = pool {
+            before.set_pool("w@h", pool);
+        }
+        let rows = before.take_dirty();
+        // Nothing was heard of it since; or one heartbeat was, before the rows came.
+        let mut silent = WorkerTable::default();
+        silent.merge_loaded(rows.clone(), at(10.0));
+        let mut heard = WorkerTable::default();
+        heard.observe(&beat(10.0), true);
+        heard.merge_loaded(rows.clone(), at(10.0));
+        for mut after in [silent, heard] {
+            assert_eq!(unanswered(&mut after, 71.0), expected, "{pool:?}");
+            assert_eq!(
+                after.take_dirty()[0].pool,
+                rows[0].pool,
+                "and the next process knows it, too"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pool_is_written_when_it_is_learned_and_not_each_time_it_is_told() {
+    let mut table = WorkerTable::default();
+    table.observe(&beat(0.0), true);
+    assert_eq!(table.take_dirty()[0].pool, None);
+    table.set_pool("w@h", Pool::Solo);
+    assert_eq!(table.take_dirty()[0].pool.as_deref(), Some("solo"));
+    table.set_pool("w@h", Pool::Solo);
+    assert!(table.take_dirty().is_empty());
+    table.set_pool("w@h", Pool::Prefork);
+    assert_eq!(table.take_dirty()[0].pool.as_deref(), Some("prefork"));
+}
+
+#[test]
+fn a_process_that_began_anew_may_have_another_pool() {
+    let mut online = event("worker-online", 10.0, r#","freq":2.0,"active":0"#);
+    online.pid = Some(8);
+    for (pool, expected) in [(Pool::Solo, Some("solo")), (Pool::Prefork, None)] {
+        let mut table = WorkerTable::default();
+        table.observe(&beat(0.0), true);
+        table.set_pool("w@h", pool);
+        let rows = table.take_dirty();
+        table.observe(&online, true);
+        assert_eq!(table.take_dirty()[0].pool.as_deref(), expected);
+        assert_eq!(unanswered(&mut table, 71.0), WorkerState::Unknown);
+
+        let mut after = WorkerTable::default();
+        after.observe(&online, true);
+        after.merge_loaded(rows, at(11.0));
+        assert_eq!(
+            after.take_dirty()[0].pool.as_deref(),
+            expected,
+            "seen by the next process only"
+        );
+    }
+}
+
+#[test]
+fn a_pool_that_a_later_release_has_written_is_known_and_not_solo() {
+    let mut before = WorkerTable::default();
+    before.observe(&beat(0.0), true);
+    let mut rows = before.take_dirty();
+    rows[0].pool = Some("interpreters".into());
+    let mut after = WorkerTable::load(rows, at(10.0));
+    assert_eq!(unanswered(&mut after, 71.0), WorkerState::Lost);
+}
+
 fn losses(table: &WorkerTable, seconds: f64) -> Vec<Loss> {
     table.losses(at(seconds), Duration::from_secs(30))
 }
 
 fn lost(table: &mut WorkerTable, seconds: f64) {
     assert_eq!(table.check(at(seconds), PATIENCE), ["w@h"]);
-    table.set_solo("w@h", false);
+    table.set_pool("w@h", Pool::Prefork);
     table.unanswered("w@h", at(seconds));
     assert_eq!(state(table), WorkerState::Lost);
 }

@@ -5,24 +5,13 @@ use std::collections::BTreeSet;
 use kanchi_domain::{Event, EventKind, Running, UnixMicros, WorkerFields};
 use kanchi_store::WorkerRow;
 
-use super::{FORGET_AFTER, Loss, Patience, SAVE_EVERY, SKEW_TOLERANCE, SOLO_PATIENCE, WorkerState};
+use super::{FORGET_AFTER, Loss, Patience, Pool, SAVE_EVERY, SKEW_TOLERANCE, SOLO_PATIENCE, WorkerState};
 
 /// Two heartbeats that come closer together than they were sent, by more than this, were waiting somewhere.
 const REPLAY_TOLERANCE: i64 = 1_500_000;
 
 /// Earlier processes of one worker that are watched for their end; more at a time are two workers of one name.
 const MAX_FORMER: usize = 4;
-
-/// What matters of a worker's pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pool {
-    /// Runs tasks in the process that should answer: busy means silent.
-    Solo,
-    /// Any other.
-    Other,
-    /// It has not answered yet: it may be a solo worker that is busy since it began.
-    Unknown,
-}
 
 /// A process of this worker that another one has followed without a goodbye.
 #[derive(Debug)]
@@ -51,7 +40,6 @@ pub(super) struct Worker {
     pub(super) sends_heartbeats: bool,
     /// An earlier process of ours knew it.
     pub(super) was_loaded: bool,
-    pub(super) pool: Pool,
     /// The present process has told of a task's start. A solo worker tells of it only with the task's end.
     told_start: bool,
     pub(super) queues: BTreeSet<String>,
@@ -79,7 +67,6 @@ impl Worker {
             skew: 0,
             sends_heartbeats: false,
             was_loaded: false,
-            pool: Pool::Unknown,
             told_start: false,
             queues: BTreeSet::new(),
             dirty: false,
@@ -95,8 +82,6 @@ impl Worker {
     pub(super) fn load(row: WorkerRow, state: WorkerState, now: UnixMicros) -> Self {
         let mut worker = Self::new(row, state, now.0);
         worker.was_loaded = true;
-        // What lived when we started has had its time to answer.
-        worker.pool = Pool::Other;
         worker.sends_heartbeats = worker.row.last_heartbeat_at.is_some();
         worker.lost_at = (state == WorkerState::Lost).then_some(now.0);
         worker
@@ -107,6 +92,29 @@ impl Worker {
         let another = self.row.pid.is_some() && loaded.row.pid.is_some() && self.row.pid != loaded.row.pid;
         if another && loaded.state != WorkerState::Offline {
             self.succeed(loaded.row.pid, None, loaded.heard, loaded.lost_at);
+        }
+        if self.row.pool.is_none() {
+            self.row.pool.clone_from(&loaded.row.pool);
+            if another {
+                self.doubt_pool();
+            }
+        }
+    }
+
+    /// Returns its pool; `None`: it has not answered yet, and may be a solo worker that is busy since it began.
+    fn pool(&self) -> Option<Pool> {
+        self.row.pool.as_deref().map(Pool::from_name)
+    }
+
+    pub(super) fn set_pool(&mut self, pool: Pool) {
+        self.dirty |= self.row.pool.as_deref() != Some(pool.as_str());
+        self.row.pool = Some(pool.as_str().to_owned());
+    }
+
+    /// Another process under this name may have another pool. Until it answers, it must not be taken for lost by mistake.
+    fn doubt_pool(&mut self) {
+        if self.pool() != Some(Pool::Solo) {
+            self.row.pool = None;
         }
     }
 
@@ -220,6 +228,10 @@ impl Worker {
         }
         self.row.processed = None;
         self.told_start = false;
+        // Else nobody asks it, and what is known is the best guess.
+        if event.kind == EventKind::WorkerOnline {
+            self.doubt_pool();
+        }
         self.began = Some(event.timestamp.0);
         self.former.retain(|former| !another || former.pid != event.pid);
         // After a goodbye, or when its loss has been dealt with, nobody misses it.
@@ -337,11 +349,11 @@ impl Worker {
 
     /// It did not answer.
     pub(super) fn give_up(&mut self, now: UnixMicros) {
-        let may_be_busy = match self.pool {
-            Pool::Solo => true,
+        let may_be_busy = match self.pool() {
+            Some(Pool::Solo) => true,
+            Some(Pool::Prefork | Pool::Thread | Pool::Eventlet | Pool::Gevent | Pool::Other) => false,
             // Killed by its first task, a worker has not answered yet either.
-            Pool::Unknown => !self.told_start,
-            Pool::Other => false,
+            None => !self.told_start,
         };
         if may_be_busy {
             self.state = WorkerState::Unknown;

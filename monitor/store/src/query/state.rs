@@ -190,5 +190,6 @@ fn worker(row: &PgRow) -> WorkerRow {
         started_at: time(11),
         last_event_at: UnixMicros(row.get(12)),
         last_heartbeat_at: time(13),
+        pool: row.get(14),
     }
 }

@@ -38,6 +38,7 @@ pub(super) fn workers(workers: &[WorkerRow]) -> Option<Value> {
             "sw_ident": worker.sw_ident,
             "sw_ver": worker.sw_ver,
             "sw_sys": worker.sw_sys,
+            "pool": worker.pool,
             "started_at": time(worker.started_at),
             "last_event_at": clamped(worker.last_event_at),
             "last_heartbeat_at": time(worker.last_heartbeat_at),

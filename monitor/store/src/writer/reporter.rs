@@ -308,5 +308,6 @@ fn worker(row: &sqlx::postgres::PgRow) -> WorkerRow {
         started_at: row.get::<Option<i64>, _>(10).map(UnixMicros),
         last_event_at: UnixMicros(row.get(11)),
         last_heartbeat_at: row.get::<Option<i64>, _>(12).map(UnixMicros),
+        pool: row.get(13),
     }
 }

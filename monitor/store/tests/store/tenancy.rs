@@ -42,6 +42,7 @@ async fn fill(m: &mut Monitor) {
         sw_ident: None,
         sw_ver: None,
         sw_sys: None,
+        pool: None,
         started_at: None,
         last_event_at: now(),
         last_heartbeat_at: None,

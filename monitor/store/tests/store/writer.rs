@@ -3,7 +3,7 @@
 use kanchi_domain::{TaskState, UnixMicros};
 use kanchi_store::{
     DeadLetter, ErrorKind, EventChunk, GapRow, Heartbeat, LiveTask, PackedEvents, QueueRow, RetentionPolicy,
-    StatisticDelta, StoreReporter, StoreUrl, StoreWriter, WorkerRow,
+    StatisticDelta, StoreQuery, StoreReporter, StoreUrl, StoreWriter, WorkerRow,
 };
 use uuid::Uuid;
 
@@ -30,6 +30,7 @@ fn worker(hostname: &str, second: i64) -> WorkerRow {
         sw_ident: Some("py-celery".into()),
         sw_ver: Some("5.5.3".into()),
         sw_sys: Some("Linux".into()),
+        pool: Some("prefork".into()),
         started_at: None,
         last_event_at: seconds(second),
         last_heartbeat_at: Some(seconds(second)),
@@ -559,6 +560,26 @@ async fn dead_letters_are_bounded() {
     }
     let kept = world.sql("select count(*), max(length(sample)), max(length(detail)) from kanchi.dead_letter");
     assert_eq!(kept, "1000|4096|1024");
+}
+
+#[tokio::test]
+async fn a_workers_pool_outlives_the_monitor_that_learned_it_and_is_forgotten_with_its_process() {
+    let world = World::new().await;
+    let mut m = world.monitor("orders").await;
+    let of_pool = |pool: Option<&str>, second| WorkerRow {
+        pool: pool.map(str::to_owned),
+        ..worker("celery@a", second)
+    };
+    // Unknown; learned without another event; and unknown again, once another process began.
+    for (pool, second) in [(None, 10), (Some("solo"), 10), (None, 20)] {
+        m.reporter.save_workers(&[of_pool(pool, second)]).await.unwrap();
+        let mut next = world.monitor("orders").await;
+        let known = next.reporter.load_workers().await.unwrap();
+        assert_eq!(known, [of_pool(pool, second)], "the next monitor knows it");
+        let query = StoreQuery::connect(&world.owner).await.unwrap();
+        let shown = query.workers(None, None, 10).await.unwrap();
+        assert_eq!(shown, [(m.key.0, of_pool(pool, second))], "and users see it");
+    }
 }
 
 #[tokio::test]
