@@ -273,6 +273,7 @@ fn workers(hour: u64, at: UnixMicros, state: &str) -> Vec<WorkerRow> {
         hostname: worker_name(number, hour),
         pid: Some(7),
         state: state.to_owned(),
+        pool: Some("prefork".into()),
         freq: Some(2.0),
         active: Some(3),
         processed: Some(at.0),
