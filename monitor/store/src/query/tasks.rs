@@ -317,16 +317,19 @@ impl<'a> Scan<'a> {
         Ok(rows.iter().map(summary::settled).collect())
     }
 
-    /// Counts the settled tasks of one slice by state.
+    /// Counts the settled tasks of one slice by state. In the order of the list, without which another index of the broker would
+    /// serve as well while partitions are empty, and read all of its tasks for ever after.
     async fn count_slice(&self, first: &Place, low: i64, connection: &mut PgConnection) -> Result<Vec<(String, i64)>> {
         let mut sql = QueryBuilder::new("select x.state, sum(x.tasks)::bigint from ");
         if self.way != Way::AnyBroker {
             sql.push("unnest(").push_bind(self.brokers.clone());
             sql.push("::integer[]) as b (broker_id) cross join lateral ");
         }
-        sql.push("(select t.state, count(*) as tasks ");
+        sql.push("(select r.state, count(*) as tasks from (select t.state");
         self.write_rows(&mut sql, first, low);
-        sql.push(" group by t.state offset 0) as x group by x.state");
+        let (time, _) = self.way.time();
+        sql.push(" order by ").push(time);
+        sql.push(" desc offset 0) as r group by r.state offset 0) as x group by x.state");
         sql.build_query_as().fetch_all(connection).await.during(OPERATION)
     }
 
