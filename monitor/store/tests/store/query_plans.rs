@@ -2,7 +2,7 @@
 
 use kanchi_domain::{Fingerprint, UnixMicros};
 use kanchi_store::statistics::{Dimension, Select, StatisticsQuery, Transition};
-use kanchi_store::{FailureOrder, PageRequest, StoreQuery, StoreReader, TaskFilter, TaskOrder, Words};
+use kanchi_store::{FailureOrder, PageRequest, StoreQuery, TaskFilter, TaskOrder, Words};
 
 use crate::plans::explaining;
 use crate::world::{World, now};
@@ -147,8 +147,6 @@ const NOT_FOR_PAGES: [(&str, &str); 14] = [
 /// Indexes that nothing needs: whoever reads these samples moves theirs up.
 const NOT_READ_YET: [&str; 1] = ["worker_sample_time"];
 
-/// The reader of statistics shuts no way: its tables are left as the planner finds them, for one that is known to be empty
-/// is read from front to back.
 const ROWS: &str = "
     insert into kanchi.broker (broker_id, namespace_uid, namespace, name, succeeded_days, failed_days, events_days,
         statistics_days)
@@ -187,42 +185,10 @@ const ROWS: &str = "
     insert into kanchi.statistic_delta (broker_id, minute, payload)
     select 1 + n % 3, date_trunc('minute', now()) - n * interval '1 minute', '\\x00' from generate_series(1, 5000) as n";
 
-/// What pages ask through.
-struct Asker {
-    query: StoreQuery,
-    reader: StoreReader,
-}
-
-impl Asker {
-    async fn new(world: &World) -> Self {
-        Self {
-            query: StoreQuery::connect(&world.owner).await.unwrap(),
-            reader: world.reader().await,
-        }
-    }
-
-    async fn ask(&mut self, name: &str) {
-        match name {
-            "chart" | "fresh chart" => {
-                let keys = Select::Keys(vec!["shop.task7".into()]);
-                self.reader.chart(&last_hour(keys), None).await.map(drop).unwrap();
-            }
-            "figures" | "fresh figures" => {
-                let top = Select::Top {
-                    by: Transition::Succeeded,
-                    count: 5,
-                };
-                self.reader.figures(&last_hour(top)).await.map(drop).unwrap();
-            }
-            _ => ask(&self.query, name).await,
-        }
-    }
-}
-
 fn last_hour(select: Select) -> StatisticsQuery {
     let now = now();
     StatisticsQuery {
-        broker_key: 1,
+        brokers: Some(vec![1, 2]),
         dimension: Dimension::Task,
         select,
         from: UnixMicros(now.0 - 3_600_000_000),
@@ -254,6 +220,17 @@ async fn ask(query: &StoreQuery, name: &str) {
     let first = PageRequest::first(50);
     let brokers = Some(&[1, 2][..]);
     match name {
+        "chart" | "fresh chart" => {
+            let keys = Select::Keys(vec!["shop.task7".into()]);
+            drop(query.chart(&last_hour(keys), None).await.unwrap());
+        }
+        "figures" | "fresh figures" => {
+            let top = Select::Top {
+                by: Transition::Succeeded,
+                count: 5,
+            };
+            drop(query.figures(&last_hour(top)).await.unwrap());
+        }
         // The rows have no facts: that they cannot be read says that they were found.
         "by id" | "live by id" | "generations" => {
             drop(query.task(Some(&[1, 2, 3]), "task-7", UnixMicros(0)).await.unwrap_err());
@@ -285,21 +262,21 @@ async fn ask(query: &StoreQuery, name: &str) {
 /// Asks and returns the nodes of its plans that read the table, or a partition of it, in another way than wanted; `None` when
 /// the log has no plan that reads one. Asks again then, and where there are some: a query that was left before its last row
 /// ends, and is logged, when its connection is used the next time.
-async fn astray(world: &World, asker: &mut Asker, one: (&str, &str, &[&str])) -> Option<Vec<String>> {
-    let nodes = astray_once(world, asker, one).await;
+async fn astray(world: &World, query: &StoreQuery, one: (&str, &str, &[&str])) -> Option<Vec<String>> {
+    let nodes = astray_once(world, query, one).await;
     if nodes.as_ref().is_none_or(|nodes| !nodes.is_empty()) {
-        return astray_once(world, asker, one).await;
+        return astray_once(world, query, one).await;
     }
     nodes
 }
 
 async fn astray_once(
     world: &World,
-    asker: &mut Asker,
+    query: &StoreQuery,
     (name, table, ways): (&str, &str, &[&str]),
 ) -> Option<Vec<String>> {
     let before = world.server.log().len();
-    asker.ask(name).await;
+    ask(query, name).await;
     let log = world.server.log();
     let on = format!(" on {table}");
     let nodes: Vec<String> = log[before..]
@@ -349,15 +326,15 @@ async fn each_query_has_its_index_and_misses_it_when_it_is_gone() {
     let world = World::on(explaining()).await;
     world.admin.upkeep(now()).await.unwrap();
     // Plans are made while the tables are empty, and kept.
-    let mut asker = Asker::new(&world).await;
+    let query = StoreQuery::connect(&world.owner).await.unwrap();
     let finds_nothing = |name: &str| !matches!(name, "by id" | "live by id" | "generations" | "next page");
     for one in QUERIES.iter().filter(|one| finds_nothing(one.0)) {
-        asker.ask(one.0).await;
+        ask(&query, one.0).await;
     }
     world.sql(ROWS);
     let mut wrong = Vec::new();
     for one in QUERIES {
-        match astray(&world, &mut asker, one).await {
+        match astray(&world, &query, one).await {
             Some(nodes) if nodes.is_empty() => {}
             nodes => wrong.push(format!("{} of {}: {nodes:#?}", one.0, one.1)),
         }
@@ -371,7 +348,7 @@ async fn each_query_has_its_index_and_misses_it_when_it_is_gone() {
     for (index, queries) in INDEXES {
         let again = without(&world, index);
         for one in QUERIES.iter().filter(|one| queries.contains(&one.0)) {
-            let nodes = astray(&world, &mut asker, *one).await;
+            let nodes = astray(&world, &query, *one).await;
             if nodes.is_none_or(|nodes| nodes.is_empty()) {
                 wrong.push(format!("{} does without {index}", one.0));
             }
