@@ -47,6 +47,8 @@ pub(super) struct Cursor {
     pub(super) after: Place,
     /// Microseconds that the next slice of history spans; `None`: as a list begins.
     pub(super) width: Option<i64>,
+    /// How often the time of the first slice is doubled: the narrowest one took longer.
+    pub(super) patience: u8,
 }
 
 impl Cursor {
@@ -56,8 +58,9 @@ impl Cursor {
             broker_key, task_id, ..
         } = &self.after;
         let text = format!(
-            "{order}.{}.{}.{broker_key}.{task_id}",
+            "{order}.{}.{}.{}.{broker_key}.{task_id}",
             self.width.unwrap_or(0),
+            self.patience,
             self.after.micros()
         );
         encode(&text)
@@ -69,13 +72,19 @@ impl Cursor {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(5, '.');
+        let mut parts = text.splitn(6, '.');
         let order = TaskOrder::of_letter(parts.next()?)?;
         let width = Some(parts.next()?.parse().ok()?).filter(|width| *width > 0);
+        let patience = parts.next()?.parse().ok()?;
         let micros = parts.next()?.parse().ok()?;
         let broker_key = parts.next()?.parse().ok()?;
         let after = Place::new(micros, broker_key, parts.next()?);
-        Some(Self { order, after, width })
+        Some(Self {
+            order,
+            after,
+            width,
+            patience,
+        })
     }
 }
 
@@ -103,6 +112,7 @@ mod tests {
             order: TaskOrder::Arrived,
             after: Place::new(-7, 42, "a.b/ñ"),
             width: Some(80),
+            patience: 2,
         };
         assert_eq!(Cursor::read(&cursor.write(), TaskOrder::Arrived).unwrap(), cursor);
         assert!(Cursor::read(&cursor.write(), TaskOrder::Finished).is_err());

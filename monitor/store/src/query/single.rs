@@ -1,7 +1,6 @@
 //! One task: itself, its events, its workflow; and how many there are.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use kanchi_domain::UnixMicros;
 use sqlx::Row;
@@ -44,7 +43,8 @@ pub struct Family {
 pub struct StateCounts {
     /// Tasks by state.
     pub by_state: BTreeMap<String, u64>,
-    /// Time ran out: these are the tasks since then, and there are at least so many.
+    /// Time ran out: these are the tasks since then, and there are at least so many. A time in the far future: it ran out before
+    /// anything was counted but, at most, live tasks.
     pub at_least_since: Option<UnixMicros>,
 }
 
@@ -163,10 +163,9 @@ impl StoreQuery {
     pub async fn count_by_state(&self, filter: &TaskFilter, now: UnixMicros) -> Result<StateCounts> {
         const OPERATION: &str = "count tasks";
         filter.check(OPERATION)?;
-        let began = Instant::now();
         let mut snapshot = self.snapshot(OPERATION).await?;
         let brokers = self.brokers(&mut snapshot, filter.brokers.as_deref()).await?;
-        let counts = tasks::count(&mut snapshot, filter, brokers, now, began).await;
+        let counts = tasks::count(&mut snapshot, filter, brokers, now).await;
         snapshot.rollback().await.during(OPERATION)?;
         counts
     }

@@ -13,7 +13,7 @@ use crate::query::cursor::{Cursor, Place};
 use crate::query::filter::{TaskFilter, TimeField, Words};
 use crate::query::single::StateCounts;
 use crate::query::summary::{self, TaskSummary};
-use crate::query::{PageRequest, StoreQuery, set_timeout};
+use crate::query::{PageRequest, STATEMENT_TIMEOUT, StoreQuery, set_timeout};
 
 /// Most tasks of one page.
 pub const PAGE_LIMIT: u16 = 500;
@@ -25,8 +25,10 @@ const ARRIVED: &str = "coalesce(t.received_at, t.sent_at, t.started_at, t.finish
 
 /// Beyond it no further slice is read: the page ends where the slices did.
 const BUDGET: Duration = Duration::from_millis(60);
-/// A slice that takes so much longer than the budget is given up. Not the first one: a page has to get somewhere.
+/// A statement that takes so much longer than the budget is given up.
 const GRACE: Duration = Duration::from_millis(25);
+/// So often the time of the narrowest first slice is doubled, see [`allowed`].
+const MOST_PATIENCE: u8 = 5;
 
 /// Brokers that are each asked for themselves; a list of more is read by time, and its brokers are a filter.
 const SINGLE_BROKERS: usize = 16;
@@ -39,7 +41,7 @@ const FIRST_SLICE: i64 = 3_600_000_000;
 const FIRST_SELECTIVE_SLICE: i64 = 10_000_000;
 /// A slice is at most so many times as wide as the one before.
 const GROWTH: i64 = 8;
-const NARROWEST: i64 = 1_000_000;
+const NARROWEST: i64 = 100_000;
 /// The longest retention and its widest partition; what is older is read in one last slice.
 const LONGEST: i64 = 400 * 86_400 * 1_000_000;
 
@@ -83,7 +85,8 @@ pub struct TaskPage {
     pub tasks: Vec<TaskSummary>,
     /// Where the next page begins; `None`: this was the last.
     pub next: Option<String>,
-    /// The time ran out before the page was full; all tasks newer than this are in this page or in those before.
+    /// The time ran out before the page was full; all tasks newer than this are in this page or in those before. It may be empty, and
+    /// say so of no task at all yet, a time in the far future.
     pub partial: Option<UnixMicros>,
 }
 
@@ -115,6 +118,8 @@ struct Scan<'a> {
 impl StoreQuery {
     /// Returns a page of tasks. A filter that no index serves gives what 60 ms found, [`partial`](TaskPage::partial), and
     /// a cursor to go on. A task that settles between two pages may stand elsewhere then, or in both.
+    ///
+    /// Not in the 60 ms: the wait for a connection, and the planning of what a session has not been asked before.
     pub async fn tasks(
         &self,
         filter: &TaskFilter,
@@ -123,7 +128,6 @@ impl StoreQuery {
         now: UnixMicros,
     ) -> Result<TaskPage> {
         filter.check(OPERATION)?;
-        let began = Instant::now();
         let limit = usize::from(request.limit.clamp(1, PAGE_LIMIT));
         let cursor = match &request.cursor {
             Some(text) => Cursor::read(text, order)?,
@@ -131,12 +135,14 @@ impl StoreQuery {
                 order,
                 after: Place::ahead_of(END),
                 width: None,
+                patience: 0,
             },
         };
         let mut snapshot = self.snapshot(OPERATION).await?;
         let brokers = self.brokers(&mut snapshot, filter.brokers.as_deref()).await?;
         let scan = Scan::new(filter, order, brokers)?;
-        let page = page(&mut snapshot, &scan, cursor, limit, now, began).await;
+        scan.plan(&mut snapshot).await?;
+        let page = page(&mut snapshot, &scan, cursor, limit, now).await;
         // Nothing was written; a snapshot that a timeout ended is rolled back.
         snapshot.rollback().await.during(OPERATION)?;
         page
@@ -149,20 +155,21 @@ async fn page(
     cursor: Cursor,
     limit: usize,
     now: UnixMicros,
-    began: Instant,
 ) -> Result<TaskPage> {
-    let live = match scan.way {
-        Way::Finished => Found::default(),
-        Way::Arrived | Way::Unsuccessful | Way::AnyBroker => {
-            let each = if scan.selective {
-                scan.live_examined().max(limit)
-            } else {
-                limit
+    let (live, settled) = match read(snapshot, scan, &cursor, limit, now).await {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::Timeout => {
+            let Some(next) = scan.narrower(cursor) else {
+                return Err(error);
             };
-            scan.live(snapshot, &cursor.after, each + 1, now).await?
+            return Ok(TaskPage {
+                tasks: Vec::new(),
+                partial: Some(UnixMicros(next.after.micros())),
+                next: Some(next.write()),
+            });
         }
+        Err(error) => return Err(error),
     };
-    let settled = scan.settled(snapshot, &cursor, limit, now, began).await?;
     let covered = first(live.covered, settled.covered);
     let mut tasks = live.tasks;
     tasks.extend(settled.tasks);
@@ -181,9 +188,54 @@ async fn page(
         .as_ref()
         .filter(|_| tasks.len() < limit)
         .map(|place| UnixMicros(place.micros()));
-    let width = settled.width;
-    let next = after.map(|after| Cursor { after, width, ..cursor }.write());
+    let next = after.map(|after| Cursor {
+        order: cursor.order,
+        after,
+        width: settled.width,
+        patience: settled.patience,
+    });
+    let next = next.map(|next| next.write());
     Ok(TaskPage { tasks, next, partial })
+}
+
+/// Reads what is live and what is settled. [`ErrorKind::Timeout`]: the live tasks or the first slice took too long, and
+/// nothing is known.
+async fn read(
+    snapshot: &mut PgConnection,
+    scan: &Scan<'_>,
+    cursor: &Cursor,
+    limit: usize,
+    now: UnixMicros,
+) -> Result<(Found, Found)> {
+    let began = Instant::now();
+    let live = match scan.way {
+        Way::Finished => Found::default(),
+        Way::Arrived | Way::Unsuccessful | Way::AnyBroker => {
+            let each = if scan.selective {
+                scan.live_examined(cursor.width.unwrap_or(scan.first_width()))
+                    .max(limit)
+            } else {
+                limit
+            };
+            set_timeout(snapshot, allowed(BUDGET, cursor.patience)).await?;
+            scan.live(snapshot, &cursor.after, each + 1, now).await?
+        }
+    };
+    let settled = scan.settled(snapshot, cursor, limit, now, began).await?;
+    Ok((live, settled))
+}
+
+/// Returns how long a statement may take without which a page gets nowhere: the live tasks, the first slice.
+///
+/// One that takes longer makes an empty page, whose cursor asks for an eighth of it. The narrowest slice, a tenth of a second, is
+/// given twice the time with each such page, at last what the server gives to any statement. So this ends: at a microsecond a task
+/// (docs/adr/0003-queries.md) that is time for two million tasks that came within a tenth of a second. Where Postgres is slow in
+/// itself, a slice takes its time however narrow it is: then the next ones keep the time that one needed, each twice as wide.
+fn allowed(left: Duration, patience: u8) -> Duration {
+    if patience >= MOST_PATIENCE {
+        return STATEMENT_TIMEOUT;
+    }
+    ((left + GRACE) * (1 << patience)).min(STATEMENT_TIMEOUT)
 }
 
 /// What one source gave.
@@ -194,6 +246,8 @@ struct Found {
     covered: Option<Place>,
     /// How wide the next slice of history may be.
     width: Option<i64>,
+    /// How patient the next page has to be.
+    patience: u8,
 }
 
 /// Returns the place that comes first; `None` comes last.
@@ -232,8 +286,39 @@ impl<'a> Scan<'a> {
     }
 
     /// Live tasks of each broker that are looked at for the few that match.
-    fn live_examined(&self) -> usize {
-        LIVE_EXAMINED / self.brokers.len().max(1)
+    /// Fewer where a slice is narrow: the page ends where either of them does.
+    fn live_examined(&self, width: i64) -> usize {
+        let width = usize::try_from(width.clamp(NARROWEST, FIRST_SELECTIVE_SLICE)).unwrap_or_default();
+        let whole = usize::try_from(FIRST_SELECTIVE_SLICE).unwrap_or(usize::MAX);
+        LIVE_EXAMINED * width / whole / self.brokers.len().max(1)
+    }
+
+    fn first_width(&self) -> i64 {
+        if self.selective {
+            FIRST_SELECTIVE_SLICE
+        } else {
+            FIRST_SLICE
+        }
+    }
+
+    /// Returns the cursor of a page that got nowhere; `None`: it had all the time there is, for the least there is.
+    fn narrower(&self, cursor: Cursor) -> Option<Cursor> {
+        let width = cursor.width.unwrap_or(self.first_width());
+        if width > NARROWEST {
+            let width = Some((width / GROWTH).max(NARROWEST));
+            return Some(Cursor { width, ..cursor });
+        }
+        (cursor.patience < MOST_PATIENCE).then(|| Cursor {
+            patience: cursor.patience + 1,
+            ..cursor
+        })
+    }
+
+    /// Has a session plan the query of a slice, if it has no plan of it, or none any more since a partition was made or analysed.
+    /// That takes longer than a page may, and would begin anew with each page that is given up meanwhile. It is asked for a time
+    /// that no task has.
+    async fn plan(&self, connection: &mut PgConnection) -> Result<()> {
+        self.slice(&Place::ahead_of(END), END, 1, connection).await.map(drop)
     }
 
     /// Live tasks after a place, by when they were first seen: those that match among so many of each broker.
@@ -278,9 +363,13 @@ impl<'a> Scan<'a> {
         now: UnixMicros,
         began: Instant,
     ) -> Result<Found> {
-        let mut found = Found::default();
+        let mut found = Found {
+            patience: cursor.patience,
+            ..Found::default()
+        };
         let mut slices = Slices::new(self, cursor.after.clone(), now, began);
         slices.width = cursor.width.unwrap_or(slices.width);
+        set_timeout(connection, allowed(slices.left(), cursor.patience)).await?;
         while let Some(low) = slices.low() {
             let wanted = limit + 1 - found.tasks.len();
             let rows = match self.slice(&slices.first, low, wanted, connection).await {
@@ -291,6 +380,9 @@ impl<'a> Scan<'a> {
                 }
                 Err(error) => return Err(error),
             };
+            if began.elapsed() < BUDGET + GRACE {
+                found.patience = 0;
+            }
             found.tasks.extend(rows);
             if found.tasks.len() > limit {
                 found.covered = found.tasks.last().map(|task| task.place.clone());
@@ -402,7 +494,7 @@ pub(super) async fn live_matching(
     now: UnixMicros,
 ) -> Result<(Vec<TaskSummary>, bool)> {
     let scan = Scan::new(filter, TaskOrder::Arrived, brokers)?;
-    let each = scan.live_examined() + 1;
+    let each = scan.live_examined(FIRST_SELECTIVE_SLICE) + 1;
     let live = scan.live(connection, &Place::ahead_of(END), each, now).await?;
     Ok((live.tasks, live.covered.is_some()))
 }
@@ -413,21 +505,31 @@ pub(super) async fn count(
     filter: &TaskFilter,
     brokers: Vec<i32>,
     now: UnixMicros,
-    began: Instant,
 ) -> Result<StateCounts> {
     let scan = Scan::new(filter, TaskOrder::Arrived, brokers)?;
+    // Planned before the clock runs, as a page is: see Scan::plan.
+    scan.count_slice(&Place::ahead_of(END), END, connection).await?;
+    let mut slices = Slices::new(&scan, Place::ahead_of(END), now, Instant::now());
+    slices.width = FIRST_SELECTIVE_SLICE;
     let mut counts = StateCounts::default();
-    let each = scan.live_examined() + 1;
-    let live = scan.live(connection, &Place::ahead_of(END), each, now).await?;
+    let each = scan.live_examined(FIRST_SELECTIVE_SLICE) + 1;
+    set_timeout(connection, BUDGET + GRACE).await?;
+    let live = match scan.live(connection, &Place::ahead_of(END), each, now).await {
+        Ok(live) => live,
+        Err(error) if error.kind() == ErrorKind::Timeout => {
+            counts.at_least_since = Some(UnixMicros(slices.first.micros()));
+            return Ok(counts);
+        }
+        Err(error) => return Err(error),
+    };
     for task in &live.tasks {
         *counts.by_state.entry(task.state.as_str().to_owned()).or_default() += 1;
     }
-    let mut slices = Slices::new(&scan, Place::ahead_of(END), now, began);
-    slices.width = FIRST_SELECTIVE_SLICE;
+    set_timeout(connection, slices.left() + GRACE).await?;
     while let Some(low) = slices.low() {
         let rows = match scan.count_slice(&slices.first, low, connection).await {
             Ok(rows) => rows,
-            Err(error) if error.kind() == ErrorKind::Timeout && slices.has_moved => {
+            Err(error) if error.kind() == ErrorKind::Timeout => {
                 slices.give_up();
                 break;
             }
@@ -462,11 +564,7 @@ impl Slices {
     fn new(scan: &Scan<'_>, after: Place, now: UnixMicros, began: Instant) -> Self {
         Self {
             first: after.max(Place::ahead_of(scan.to)),
-            width: if scan.selective {
-                FIRST_SELECTIVE_SLICE
-            } else {
-                FIRST_SLICE
-            },
+            width: scan.first_width(),
             from: scan.from,
             now,
             began,
@@ -488,6 +586,10 @@ impl Slices {
         (!self.is_over && self.end.is_none() && first >= self.from).then_some(low)
     }
 
+    fn left(&self) -> Duration {
+        BUDGET.saturating_sub(self.began.elapsed())
+    }
+
     /// Ends before a slice that took too long; the next page tries a narrower one.
     fn give_up(&mut self) {
         self.end = Some(self.first.clone());
@@ -499,7 +601,7 @@ impl Slices {
         self.first = Place::behind(low);
         self.has_moved = true;
         self.is_over = low <= self.from;
-        let left = BUDGET.saturating_sub(self.began.elapsed());
+        let left = self.left();
         if self.is_over {
             return Ok(());
         }
@@ -572,4 +674,30 @@ impl Way {
 fn grown(width: i64, took: Duration, left: Duration) -> i64 {
     let factor = i64::try_from(left.as_micros() / 2 / took.as_micros().max(1)).unwrap_or(GROWTH);
     width.saturating_mul(factor.clamp(2, GROWTH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_gets_nowhere_is_asked_again_for_less_and_with_more_time() {
+        let filter = TaskFilter::default();
+        let scan = Scan::new(&filter, TaskOrder::Arrived, vec![1]).unwrap();
+        let beginning = Cursor {
+            order: TaskOrder::Arrived,
+            after: Place::ahead_of(END),
+            width: Some(LONGEST),
+            patience: 0,
+        };
+        let mut last = beginning.clone();
+        let mut pages = 0;
+        while let Some(next) = scan.narrower(last.clone()) {
+            assert!(next.width < last.width || allowed(BUDGET, next.patience) > allowed(BUDGET, last.patience));
+            (last, pages) = (next, pages + 1);
+        }
+        assert_eq!(pages, 10 + MOST_PATIENCE);
+        assert_eq!((last.after, last.width), (beginning.after, Some(NARROWEST)));
+        assert_eq!(allowed(Duration::ZERO, last.patience), STATEMENT_TIMEOUT);
+    }
 }

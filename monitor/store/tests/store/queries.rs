@@ -1,5 +1,7 @@
 //! What pages ask: lists with filters and cursors, single tasks, workflows, counts.
 
+use std::time::{Duration, Instant};
+
 use kanchi_domain::{TaskState, UnixMicros};
 use kanchi_store::{
     EventChunk, GapRow, KnownGap, PageRequest, QueueRow, StoreQuery, TaskFilter, TaskOrder, TaskSummary, TimeField,
@@ -569,4 +571,66 @@ async fn workers_queues_and_gaps_are_listed() {
     );
     let rest = query.workers(None, Some((other, "celery@1")), 3).await.unwrap();
     assert_eq!(rest.len(), 1);
+}
+
+/// Three hundred thousand tasks that came within ten seconds before a moment, one of 50,000 of which is looked for.
+const DENSE: &str = "
+    insert into kanchi.task (broker_id, retention_days, task_id, state, name, queue, queue_inferred, worker, retries, received_at,
+        finished_at, args, facts)
+    select BROKER, 14, 'task-' || n, 'SUCCESS', 'shop.charge', 'q', false, 'celery@w', 0,
+        kanchi.micros(MOMENT) - n * interval '33 microseconds', now(),
+        '(' || repeat('nobody, ', 10) || case n % 50000 when 0 then 'needle)' else n || ')' end, ''
+    from generate_series(1, 300000) as n";
+
+/// A page is to take 100 ms. It may have to open a connection and to plan its query before, a quarter of a second each, and a machine
+/// that is shared by several tests may stand still for a while. To read the first slice whole takes longer than all of that.
+const PAGE_WITHIN: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_page_ends_in_time_however_many_tasks_its_filter_passes_over() {
+    let world = World::new().await;
+    let key = world.monitor("orders").await.key.0;
+    let moment = now();
+    let dense = DENSE.replace("BROKER", &key.to_string());
+    world.sql(&dense.replace("MOMENT", &moment.0.to_string()));
+    let query = query(&world).await;
+    let needles: Vec<String> = (1..=6).map(|number| format!("task-{}", number * 50_000)).collect();
+    for (text, wanted) in [("needle", needles), ("nothing", Vec::new())] {
+        // A filter that costs much: each of its patterns is looked for in each task.
+        let patterns = (1..32).map(|number| format!("*nothing-{number}*"));
+        let filter = TaskFilter {
+            brokers: Some(vec![key]),
+            args: Words {
+                any_of: patterns.chain([format!("*{text})*")]).collect(),
+                exclude: false,
+            },
+            to: Some(moment),
+            ..TaskFilter::default()
+        };
+        let (mut found, mut took, mut request) = (Vec::new(), Vec::new(), PageRequest::first(10));
+        loop {
+            let began = Instant::now();
+            let page = query.tasks(&filter, TaskOrder::Arrived, &request, now()).await.unwrap();
+            took.push(began.elapsed());
+            assert!(took.iter().all(|page| *page < PAGE_WITHIN), "{text}: {took:?}");
+            assert!(took.len() < 1_000, "{text}: the pages get nowhere");
+            found.extend(page.tasks);
+            assert_eq!(page.partial.is_some(), page.next.is_some(), "{text}");
+            request.cursor = page.next;
+            if request.cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(ids(&found), wanted, "{text}: {took:?}");
+        assert!(took.len() > 1, "{text}: {took:?}");
+
+        let began = Instant::now();
+        let counts = query.count_by_state(&filter, now()).await.unwrap();
+        assert!(began.elapsed() < PAGE_WITHIN, "{text}: {:?}", began.elapsed());
+        assert!(counts.at_least_since.is_some(), "{text}: {counts:?}");
+        assert!(
+            counts.by_state.values().sum::<u64>() <= wanted.len() as u64,
+            "{text}: {counts:?}"
+        );
+    }
 }
