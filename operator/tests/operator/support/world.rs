@@ -18,7 +18,7 @@ use super::cluster::Cluster;
 use super::eventually;
 
 /// How long anything may take here: two cores may be shared by much.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
