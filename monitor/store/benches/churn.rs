@@ -6,6 +6,8 @@
 
 #![expect(clippy::print_stdout, reason = "a program for people who measure")]
 
+#[path = "shared/environment.rs"]
+mod environment;
 #[path = "churn/leader.rs"]
 mod leader;
 #[path = "churn/lives.rs"]
@@ -18,13 +20,13 @@ mod sizes;
 mod verdict;
 
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
-use kanchi_domain::UnixMicros;
+use anyhow::ensure;
 use kanchi_store::{StoreAdmin, StoreUrl};
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 
+use crate::environment::{now, number};
 use crate::leader::Leader;
 use crate::lives::{Calendar, Lives};
 use crate::monitor::Monitor;
@@ -133,16 +135,4 @@ impl Day {
         self.monitor.report(hour).await?;
         self.leader.between_batches().await
     }
-}
-
-fn number(name: &str, default: u64) -> anyhow::Result<u64> {
-    match std::env::var(name) {
-        Ok(text) => text.parse().with_context(|| format!("{name} is no number")),
-        Err(_) => Ok(default),
-    }
-}
-
-fn now() -> anyhow::Result<UnixMicros> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-    Ok(UnixMicros(i64::try_from(since.as_micros())?))
 }

@@ -9,11 +9,13 @@
     reason = "a program for people who measure"
 )]
 
+#[path = "shared/environment.rs"]
+mod environment;
 #[path = "queries/mix.rs"]
 mod mix;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kanchi_domain::{BodyEncoding, Limits, RawMessage, TaskFacts, UnixMicros, decode};
@@ -22,6 +24,7 @@ use kanchi_store::{PackedEvents, StoreAdmin, StoreQuery, StoreUrl};
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
+use crate::environment::{now, number};
 use crate::mix::{Asked, Mix};
 
 const DAYS: i64 = 30;
@@ -73,18 +76,6 @@ async fn run() -> anyhow::Result<()> {
     let warm = measure(&query, now, rounds).await?;
     print(&cold, &warm);
     Ok(())
-}
-
-fn number(name: &str, default: u64) -> anyhow::Result<u64> {
-    match std::env::var(name) {
-        Ok(text) => text.parse().with_context(|| format!("{name} is no number")),
-        Err(_) => Ok(default),
-    }
-}
-
-fn now() -> anyhow::Result<UnixMicros> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-    Ok(UnixMicros(i64::try_from(since.as_micros())?))
 }
 
 /// Asks the queries in turn from several connections, each beginning elsewhere.

@@ -51,7 +51,7 @@ impl Leader {
 
     /// Makes partitions ahead, and drops those that are over.
     pub(crate) async fn upkeep(&mut self) -> anyhow::Result<Upkeep> {
-        let done = self.admin.upkeep(crate::now()?).await?;
+        let done = self.admin.upkeep(crate::environment::now()?).await?;
         self.upkeep.created += done.created;
         self.upkeep.dropped += done.dropped;
         self.upkeep.pruned += done.pruned;
@@ -63,7 +63,7 @@ impl Leader {
     pub(crate) async fn midnight(&mut self) -> anyhow::Result<String> {
         let before: i64 = self.rows().await?;
         // Partitions of days that were over: a day passes in a moment, and the upkeep of then had not dropped them.
-        let then = UnixMicros(crate::now()?.0 - 2 * DAY);
+        let then = UnixMicros(crate::environment::now()?.0 - 2 * DAY);
         let created = self.admin.upkeep(then).await?.created;
         self.owner.execute(include_str!("midnight.sql")).await?;
         let done = self.upkeep().await?;

@@ -195,7 +195,7 @@ impl Monitor {
 
     /// Says what a monitor says every few seconds, and settles.
     pub(crate) async fn report(&mut self, hour: u64) -> anyhow::Result<()> {
-        let now = crate::now()?;
+        let now = crate::environment::now()?;
         self.reporter.speak_for(self.epoch);
         self.reporter.renew(Renewal::default()).await?;
         let beat = Heartbeat {

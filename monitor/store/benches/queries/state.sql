@@ -1,6 +1,6 @@
 -- What is now: workers, queues and a day of their samples, groups of failures, names, gaps of seven brokers.
 insert into kanchi.worker (broker_id, hostname, state, last_event_at)
-select broker, 'celery@worker-' || number % 20 || '-' || number / 20, 'Online', now()
+select broker, 'celery@worker-' || number % 20 || '-' || number / 20, 'online', now()
 from generate_series(1, 7) as broker, generate_series(0, 119) as number;
 insert into kanchi.queue (broker_id, name, ready, sampled_at)
 select broker, 'queue-' || number, number, now() from generate_series(1, 7) as broker, generate_series(0, 19) as number;

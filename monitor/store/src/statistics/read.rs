@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use kanchi_domain::UnixMicros;
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, Postgres, Row, Transaction};
 
 use super::range::{self, MAX_POINTS, Piece, Resolution};
 use super::rollup::measures_of;
@@ -121,9 +121,7 @@ impl StoreQuery {
             return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
         }
         check(&query.select)?;
-        let mut snapshot = self.snapshot(OPERATION).await?;
-        set_timeout(&mut snapshot, STATEMENT_TIMEOUT).await?;
-        let brokers = self.brokers(&mut snapshot, query.brokers.as_deref()).await?;
+        let (mut snapshot, brokers) = self.begin(query).await?;
         let asked = Asked {
             query,
             brokers: &brokers,
@@ -169,9 +167,7 @@ impl StoreQuery {
             ));
         };
         let whole = Piece { to: last.to, ..*first };
-        let mut snapshot = self.snapshot(OPERATION).await?;
-        set_timeout(&mut snapshot, STATEMENT_TIMEOUT).await?;
-        let brokers = self.brokers(&mut snapshot, query.brokers.as_deref()).await?;
+        let (mut snapshot, brokers) = self.begin(query).await?;
         let asked = Asked {
             query,
             brokers: &brokers,
@@ -194,6 +190,14 @@ impl StoreQuery {
             key,
         };
         Ok(keys.into_iter().map(figures).collect())
+    }
+
+    /// Begins a snapshot of both tables, and says which brokers are asked for.
+    async fn begin(&self, query: &StatisticsQuery) -> Result<(Transaction<'static, Postgres>, Vec<i32>)> {
+        let mut snapshot = self.snapshot(OPERATION).await?;
+        set_timeout(&mut snapshot, STATEMENT_TIMEOUT).await?;
+        let brokers = self.brokers(&mut snapshot, query.brokers.as_deref()).await?;
+        Ok((snapshot, brokers))
     }
 }
 
@@ -289,7 +293,7 @@ async fn stored(
     Ok(())
 }
 
-type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+type Query<'q> = sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>;
 
 fn bound<'q>(statement: Query<'q>, asked: Asked<'_>, piece: Piece) -> Query<'q> {
     statement
