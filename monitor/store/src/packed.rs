@@ -20,6 +20,9 @@ const HEAD: usize = 5;
 /// What a chunk may claim to hold, bytes; the largest message that is read has 64 MiB.
 const MAX_BYTES: usize = 128 * 1024 * 1024;
 
+/// What a byte of a block can stand for at most: 255 more bytes of a match (lz4_Block_format.md, "Match copy operation").
+const MOST_OF_A_BYTE: usize = 255;
+
 /// Bytes of a task's id that the dictionary takes: no more, so that a dictionary is no larger than a page.
 const MAX_ID: usize = 255;
 
@@ -100,7 +103,8 @@ impl PackedEvents {
             [JSON, ..] => Ok(self.0.clone()),
             [LZ4_1, a, b, c, d, ref packed @ ..] => {
                 let bytes = u32::from_le_bytes([a, b, c, d]) as usize;
-                if bytes > MAX_BYTES {
+                // A damaged length must not cost memory that no block of this size fills.
+                if bytes > MAX_BYTES.min(packed.len().saturating_mul(MOST_OF_A_BYTE)) {
                     return Err(UnpackError::Size(bytes));
                 }
                 let mut dictionary = DICTIONARY.to_vec();
@@ -177,6 +181,7 @@ mod tests {
             form(&[1, 255, 255, 255, 255, 0]),
             Err(UnpackError::Size(u32::MAX as usize))
         );
+        assert_eq!(form(&[1, 0, 1, 0, 0, 0]), Err(UnpackError::Size(256)));
         assert!(matches!(
             form(&[1, 9, 0, 0, 0, 0x0f, 0xff, 0xff]),
             Err(UnpackError::Damaged(_))
