@@ -30,11 +30,13 @@ begin
     return b;
 end $$;
 
+-- Without a time zone until the end: what adds to a timestamptz is not immutable, and Postgres then calls this function for each
+-- row, four microseconds each, instead of putting its expression in its place.
 create function kanchi.micros(p_value bigint) returns timestamptz
 language sql immutable strict parallel safe as $$
     -- In two steps: a double cannot hold today's microseconds exactly.
-    select timestamptz 'epoch' + make_interval(secs => p_value / 1000000)
-        + (p_value % 1000000) * interval '1 microsecond'
+    select (timestamp 'epoch' + make_interval(secs => p_value / 1000000)
+        + (p_value % 1000000) * interval '1 microsecond') at time zone 'UTC'
 $$;
 
 create function kanchi.unix_micros(p_time timestamptz) returns bigint

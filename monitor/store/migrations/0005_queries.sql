@@ -26,3 +26,6 @@ create index task_arrived_any on kanchi.task (
 -- Workflows, by root and within one by parent. Tasks that stand alone, which are their own root, are not in it.
 create index task_family on kanchi.task (hashtextextended(root_id, 0), hashtextextended(parent_id, 0))
     where root_id <> task_id;
+
+-- Lines of charts, by key: the primary key has the time before it, and reads all keys of a range.
+create index statistic_key on kanchi.statistic ((broker_id::bigint), step_seconds, dimension, key, starts_at);

@@ -6,6 +6,7 @@
 mod cursor;
 mod failures;
 mod filter;
+mod live;
 mod names;
 mod single;
 mod state;
@@ -126,6 +127,17 @@ impl StoreQuery {
         keys.dedup();
         Ok(keys)
     }
+}
+
+/// Returns the retention classes of a table that have rows, shortest first: the partitions of the others need not be opened.
+///
+/// A condition on them names each: Postgres chooses no partition by an array.
+pub(crate) async fn used_classes(connection: &mut PgConnection, table: &str) -> Result<Vec<i16>> {
+    sqlx::query_scalar("select kanchi.used_classes($1)")
+        .bind(table)
+        .fetch_one(connection)
+        .await
+        .during("list the classes in use")
 }
 
 /// Sets a session up, and reads the first page once: a session that has not looked at the partitions yet takes some tenths

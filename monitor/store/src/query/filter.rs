@@ -96,13 +96,17 @@ impl Words {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.any_of.is_empty()
+    }
+
     fn matches(&self, value: Option<&str>) -> bool {
         let found = value.is_some_and(|value| self.any_of.iter().any(|pattern| fits(pattern, value)));
         self.any_of.is_empty() || found != self.exclude
     }
 
-    fn push(&self, sql: &mut QueryBuilder<'_, Postgres>, column: &str) {
-        if self.any_of.is_empty() {
+    pub(super) fn push(&self, sql: &mut QueryBuilder<'_, Postgres>, column: &str) {
+        if self.is_empty() {
             return;
         }
         let wild = self.any_of.iter().any(|value| value.contains('*'));

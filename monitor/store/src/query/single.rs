@@ -8,10 +8,9 @@ use sqlx::Row;
 
 use crate::error::{During, Error, ErrorKind, Result};
 use crate::packed::PackedEvents;
-use crate::query::StoreQuery;
 use crate::query::filter::TaskFilter;
 use crate::query::summary::{self, TaskSummary};
-use crate::query::tasks;
+use crate::query::{StoreQuery, live, tasks, used_classes};
 use crate::reader::{StoredTask, join, stored};
 
 /// Most chunks of events of one page.
@@ -54,9 +53,11 @@ impl StoreQuery {
         const OPERATION: &str = "load a task";
         let mut snapshot = self.snapshot(OPERATION).await?;
         let brokers = self.brokers(&mut snapshot, brokers).await?;
+        let classes = used_classes(&mut snapshot, "task").await?;
         let rows = sqlx::query(include_str!("../sql/task_by_id.sql"))
             .bind(&brokers)
             .bind(task_id)
+            .bind(classes)
             .fetch_all(&mut *snapshot)
             .await
             .during(OPERATION)?;
@@ -90,11 +91,15 @@ impl StoreQuery {
             None => 0,
         };
         let mut connection = self.acquire(OPERATION).await?;
+        let classes = used_classes(&mut connection, "task").await?;
+        let chunk_classes = used_classes(&mut connection, "event_chunk").await?;
         let rows = sqlx::query(include_str!("../sql/task_events.sql"))
             .bind(broker_key)
             .bind(task_id)
             .bind(after)
             .bind(i64::from(limit) + 1)
+            .bind(classes)
+            .bind(chunk_classes)
             .fetch_all(&mut *connection)
             .await
             .during(OPERATION)?;
@@ -140,7 +145,8 @@ impl StoreQuery {
         let mut query = sqlx::query(&statement)
             .bind(broker_key)
             .bind(root_id)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX) + 1);
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX) + 1)
+            .bind(used_classes(&mut snapshot, "task").await?);
         if let Some(parent_id) = parent_id {
             query = query.bind(parent_id);
         }
@@ -150,11 +156,11 @@ impl StoreQuery {
             parent_id: parent_id.map(str::to_owned),
             ..TaskFilter::default()
         };
-        let (live, missing) = tasks::live_matching(&mut snapshot, &filter, vec![broker_key], now).await?;
+        let live = live::all(&mut snapshot, &filter, &[broker_key], now).await?;
         snapshot.rollback().await.during(OPERATION)?;
-        let mut tasks: Vec<TaskSummary> = rows.iter().map(summary::settled).chain(live).collect();
+        let mut tasks: Vec<TaskSummary> = rows.iter().map(summary::settled).chain(live.tasks).collect();
         tasks.sort_by(|a, b| a.place.cmp(&b.place));
-        let truncated = missing || tasks.len() > limit;
+        let truncated = live.covered.is_some() || tasks.len() > limit;
         tasks.truncate(limit);
         Ok(Family { tasks, truncated })
     }

@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 
 use crate::error::{During, Result};
 use crate::model::{GapRepair, GapRow, KnownGap, QueueRow, WorkerRow};
-use crate::query::StoreQuery;
+use crate::query::{StoreQuery, used_classes};
 
 /// Most entries of one page.
 const LIMIT: u16 = 1_000;
@@ -104,10 +104,12 @@ impl StoreQuery {
     ) -> Result<Vec<QueueSample>> {
         const OPERATION: &str = "load the samples of a queue";
         let mut connection = self.acquire(OPERATION).await?;
+        let classes = used_classes(&mut connection, "queue_sample").await?;
         let query = sqlx::query(
             "select kanchi.unix_micros(sampled_at), ready, unacked, consumers from kanchi.queue_sample
              where broker_id = $1 and queue_name = $2 and sampled_at >= kanchi.micros($3) and sampled_at < kanchi.micros($4)
-                and stored_at >= kanchi.micros($3) - interval '1 day'
+                and stored_at >= kanchi.micros($3) - interval '1 day' and stored_at < now() + interval '1 day'
+                and retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7])
              order by sampled_at desc limit $5",
         );
         let rows = query
@@ -116,6 +118,7 @@ impl StoreQuery {
             .bind(from.0)
             .bind(to.0)
             .bind(i64::from(limit.clamp(1, LIMIT)))
+            .bind(classes)
             .fetch_all(&mut *connection)
             .await
             .during(OPERATION)?;

@@ -13,7 +13,8 @@ use crate::query::cursor::{Cursor, Place};
 use crate::query::filter::{TaskFilter, TimeField, Words};
 use crate::query::single::StateCounts;
 use crate::query::summary::{self, TaskSummary};
-use crate::query::{PageRequest, StoreQuery, set_timeout};
+use crate::query::{PageRequest, StoreQuery, live, set_timeout, used_classes};
+use crate::retention::RetentionClass;
 
 /// Most tasks of one page.
 pub const PAGE_LIMIT: u16 = 500;
@@ -31,14 +32,11 @@ const GRACE: Duration = Duration::from_millis(25);
 /// Brokers that are each asked for themselves; a list of more is read by time, and its brokers are a filter.
 const SINGLE_BROKERS: usize = 16;
 
-/// Live tasks that a page looks at, of all its brokers, besides those that it shows.
-const LIVE_EXAMINED: usize = 4_000;
-
 /// The first slice: where every row matches, and where most rows may not.
 const FIRST_SLICE: i64 = 3_600_000_000;
-const FIRST_SELECTIVE_SLICE: i64 = 10_000_000;
+const FIRST_SELECTIVE_SLICE: i64 = 60_000_000;
 /// A slice is at most so many times as wide as the one before.
-const GROWTH: i64 = 8;
+const GROWTH: i64 = 16;
 const NARROWEST: i64 = 1_000_000;
 /// The longest retention and its widest partition; what is older is read in one last slice.
 const LONGEST: i64 = 400 * 86_400 * 1_000_000;
@@ -47,9 +45,9 @@ const LONGEST: i64 = 400 * 86_400 * 1_000_000;
 const CLOCK_AHEAD: &str = "interval '1 day'";
 
 /// Earlier than any task.
-const BEGINNING: i64 = 0;
+pub(super) const BEGINNING: i64 = 0;
 /// The year 9999.
-const END: i64 = 253_402_300_799_999_999;
+pub(super) const END: i64 = 253_402_300_799_999_999;
 
 /// How a list is ordered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +104,8 @@ struct Scan<'a> {
     filter: &'a TaskFilter,
     way: Way,
     brokers: Vec<i32>,
+    /// Retention classes that have rows.
+    classes: Vec<i16>,
     selective: bool,
     /// Bounds of the time that the list is ordered by, both included.
     from: i64,
@@ -135,7 +135,8 @@ impl StoreQuery {
         };
         let mut snapshot = self.snapshot(OPERATION).await?;
         let brokers = self.brokers(&mut snapshot, filter.brokers.as_deref()).await?;
-        let scan = Scan::new(filter, order, brokers)?;
+        let classes = used_classes(&mut snapshot, "task").await?;
+        let scan = Scan::new(filter, order, brokers, classes)?;
         let page = page(&mut snapshot, &scan, cursor, limit, now, began).await;
         // Nothing was written; a snapshot that a timeout ended is rolled back.
         snapshot.rollback().await.during(OPERATION)?;
@@ -154,12 +155,8 @@ async fn page(
     let live = match scan.way {
         Way::Finished => Found::default(),
         Way::Arrived | Way::Unsuccessful | Way::AnyBroker => {
-            let each = if scan.selective {
-                scan.live_examined().max(limit)
-            } else {
-                limit
-            };
-            scan.live(snapshot, &cursor.after, each + 1, now).await?
+            let behind = cursor.after.clone().max(Place::ahead_of(scan.to));
+            live::page(snapshot, scan.filter, &scan.brokers, (behind, scan.from), limit, now).await?
         }
     };
     let settled = scan.settled(snapshot, &cursor, limit, now, began).await?;
@@ -188,16 +185,16 @@ async fn page(
 
 /// What one source gave.
 #[derive(Debug, Default)]
-struct Found {
-    tasks: Vec<TaskSummary>,
+pub(super) struct Found {
+    pub(super) tasks: Vec<TaskSummary>,
     /// The last place up to which nothing is missing; `None`: nothing is missing at all.
-    covered: Option<Place>,
+    pub(super) covered: Option<Place>,
     /// How wide the next slice of history may be.
     width: Option<i64>,
 }
 
 /// Returns the place that comes first; `None` comes last.
-fn first(a: Option<Place>, b: Option<Place>) -> Option<Place> {
+pub(super) fn first(a: Option<Place>, b: Option<Place>) -> Option<Place> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
@@ -205,7 +202,7 @@ fn first(a: Option<Place>, b: Option<Place>) -> Option<Place> {
 }
 
 impl<'a> Scan<'a> {
-    fn new(filter: &'a TaskFilter, order: TaskOrder, brokers: Vec<i32>) -> Result<Self> {
+    fn new(filter: &'a TaskFilter, order: TaskOrder, brokers: Vec<i32>, classes: Vec<i16>) -> Result<Self> {
         let way = match order {
             TaskOrder::Finished if brokers.len() > SINGLE_BROKERS => {
                 let message = format!("a list in the order of the end takes at most {SINGLE_BROKERS} brokers");
@@ -225,48 +222,11 @@ impl<'a> Scan<'a> {
             filter,
             way,
             brokers,
+            classes,
             selective: filter.is_selective(),
             from: bound(filter.from, BEGINNING).clamp(BEGINNING, END),
             to: bound(filter.to, END).saturating_sub(1).clamp(BEGINNING, END),
         })
-    }
-
-    /// Live tasks of each broker that are looked at for the few that match.
-    fn live_examined(&self) -> usize {
-        LIVE_EXAMINED / self.brokers.len().max(1)
-    }
-
-    /// Live tasks after a place, by when they were first seen: those that match among so many of each broker.
-    async fn live(&self, connection: &mut PgConnection, after: &Place, each: usize, now: UnixMicros) -> Result<Found> {
-        let start = after.clone().max(Place::ahead_of(self.to));
-        let rows = sqlx::query(include_str!("../sql/live_page.sql"))
-            .bind(&self.brokers)
-            .bind(start.micros())
-            .bind(start.broker_key)
-            .bind(&start.task_id)
-            .bind(self.from)
-            .bind(i64::try_from(each).unwrap_or(i64::MAX))
-            .fetch_all(connection)
-            .await
-            .during(OPERATION)?;
-        let mut found = Found::default();
-        let (mut examined, mut broker) = (0, None);
-        for row in &rows {
-            let task = summary::live(row, now)?;
-            examined = if broker == Some(task.broker_key) {
-                examined + 1
-            } else {
-                1
-            };
-            broker = Some(task.broker_key);
-            if examined == each {
-                found.covered = first(found.covered, Some(task.place.clone()));
-            }
-            if self.filter.matches(&task, UnixMicros(task.place.micros())) {
-                found.tasks.push(task);
-            }
-        }
-        Ok(found)
     }
 
     /// Settled tasks after a place, slice by slice.
@@ -379,6 +339,13 @@ impl<'a> Scan<'a> {
             .push_bind(low)
             .push(") - ")
             .push(CLOCK_AHEAD);
+        // None is stored in the future: partitions that wait for it are left alone.
+        sql.push(" and t.stored_at < now() + interval '1 day' and t.retention_days in (");
+        let mut classes = sql.separated(", ");
+        for place in 0..RetentionClass::ALL.len() {
+            classes.push_bind(self.classes.get(place).copied());
+        }
+        sql.push(")");
         sql.push(" and (")
             .push(time)
             .push(" < kanchi.micros(")
@@ -394,19 +361,6 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Returns the live tasks that match, among those that a page looks at, and whether there are more than these.
-pub(super) async fn live_matching(
-    connection: &mut PgConnection,
-    filter: &TaskFilter,
-    brokers: Vec<i32>,
-    now: UnixMicros,
-) -> Result<(Vec<TaskSummary>, bool)> {
-    let scan = Scan::new(filter, TaskOrder::Arrived, brokers)?;
-    let each = scan.live_examined() + 1;
-    let live = scan.live(connection, &Place::ahead_of(END), each, now).await?;
-    Ok((live.tasks, live.covered.is_some()))
-}
-
 /// Counts tasks by state, newest first, until the time is over.
 pub(super) async fn count(
     connection: &mut PgConnection,
@@ -415,10 +369,10 @@ pub(super) async fn count(
     now: UnixMicros,
     began: Instant,
 ) -> Result<StateCounts> {
-    let scan = Scan::new(filter, TaskOrder::Arrived, brokers)?;
+    let classes = used_classes(connection, "task").await?;
+    let scan = Scan::new(filter, TaskOrder::Arrived, brokers, classes)?;
     let mut counts = StateCounts::default();
-    let each = scan.live_examined() + 1;
-    let live = scan.live(connection, &Place::ahead_of(END), each, now).await?;
+    let live = live::all(connection, filter, &scan.brokers, now).await?;
     for task in &live.tasks {
         *counts.by_state.entry(task.state.as_str().to_owned()).or_default() += 1;
     }
@@ -454,6 +408,8 @@ struct Slices {
     slice_began: Instant,
     has_moved: bool,
     is_over: bool,
+    /// What the server gives to a slice, once it was told.
+    allowed: Option<Duration>,
     /// Where it ended for want of time.
     end: Option<Place>,
 }
@@ -473,6 +429,7 @@ impl Slices {
             slice_began: Instant::now(),
             has_moved: false,
             is_over: false,
+            allowed: None,
             end: None,
         }
     }
@@ -508,7 +465,12 @@ impl Slices {
             self.end = Some(self.first.clone());
             return Ok(());
         }
-        set_timeout(connection, left + GRACE).await
+        // Not each time: that would be as many questions as there are slices.
+        if self.allowed.is_none_or(|allowed| left < allowed / 2) {
+            self.allowed = Some(left);
+            set_timeout(connection, left + GRACE).await?;
+        }
+        Ok(())
     }
 }
 
@@ -527,6 +489,7 @@ pub(super) async fn prepare(connection: &mut PgConnection) -> Result<(), sqlx::E
             filter,
             way,
             brokers: vec![0],
+            classes: vec![1],
             selective: false,
             from: END,
             to: END,

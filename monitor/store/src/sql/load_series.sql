@@ -1,8 +1,11 @@
 -- Nothing is stored much before it happens: older partitions are left alone. A clock that is two days ahead is not heard.
-select extract(epoch from starts_at)::bigint, key, sent, received, started, retried, succeeded, failed, revoked, rejected,
-    expired, orphaned, recovered, critical, runtime_micros, runtime, wait_micros, wait
-from kanchi.statistic
-where broker_id = any ($1) and dimension = $2 and step_seconds = $3
-    and starts_at >= kanchi.micros($4 * 1000000) and starts_at < kanchi.micros($5 * 1000000)
-    and stored_at >= kanchi.micros($4 * 1000000) - interval '2 days'
-    and retention_days <= $6 and key = any ($7)
+-- $6: `used_classes`, as far as rows of this resolution can be of them.
+select extract(epoch from s.starts_at)::bigint, s.key, s.sent, s.received, s.started, s.retried, s.succeeded, s.failed, s.revoked,
+    s.rejected, s.expired, s.orphaned, s.recovered, s.critical, s.runtime_micros, s.runtime, s.wait_micros, s.wait
+from unnest($1::integer[]) as b (broker_id) cross join unnest($7::text[]) as k (key) cross join lateral (
+    select * from kanchi.statistic t
+    where t.broker_id::bigint = b.broker_id and t.dimension = $2 and t.step_seconds = $3 and t.key = k.key
+        and t.starts_at >= kanchi.micros($4 * 1000000) and t.starts_at < kanchi.micros($5 * 1000000)
+        and t.stored_at >= kanchi.micros($4 * 1000000) - interval '2 days' and t.stored_at < now() + interval '1 day'
+        and t.retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7])
+    offset 0) as s

@@ -1,10 +1,11 @@
 -- The task's rows say when its events were stored, give or take a minute for the clocks of two servers; of a task without a row
 -- (history may end before the events do) they are looked for as far back as events are kept. Not before the oldest partition, nor
 -- before the place where the page begins. Day by day, so that each partition is asked for its own minutes only.
+-- $5, $6: `used_classes` of tasks and of chunks.
 with stored as (
     select l.first_seen_at as since, now() as until from kanchi.task_live l where l.broker_id = $1 and l.task_id = $2
     union all
-    select coalesce(t.first_stored_at, t.stored_at), t.stored_at from kanchi.tasks_by_id($2) t where t.broker_id = $1
+    select coalesce(t.first_stored_at, t.stored_at), t.stored_at from kanchi.tasks_by_id($2, $5) t where t.broker_id = $1
 ), known as (
     select min(since) as since, max(until) as until from stored
 ), searched as (
@@ -24,7 +25,8 @@ from days d cross join lateral (
     where date_bin('1 minute', e.stored_at, timestamptz '2000-01-01 00:00:00+00')
             = any (array(select generate_series(d.since, d.until, interval '1 minute')))
         and hashtextextended(e.task_id, 0) = hashtextextended($2, 0) and e.task_id = $2 and e.broker_id = $1
-        and e.stored_at >= d.since and e.stored_at < d.until
+        and e.stored_at >= d.since and e.stored_at < d.until and e.stored_at < now() + interval '1 day'
+        and e.retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7])
     offset 0
 ) as c
 where c.stored_at > kanchi.micros($3)

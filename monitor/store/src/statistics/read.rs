@@ -12,7 +12,7 @@ use super::range::{self, MAX_POINTS, Piece, Resolution};
 use super::rollup::measures_of;
 use super::{Dimension, Measures, Transition, codec};
 use crate::error::{During, Error, ErrorKind, Result};
-use crate::query::{StoreQuery, set_timeout};
+use crate::query::{StoreQuery, set_timeout, used_classes};
 
 const OPERATION: &str = "read statistics";
 
@@ -101,6 +101,8 @@ pub struct Figures {
 struct Asked<'q> {
     query: &'q StatisticsQuery,
     brokers: &'q [i32],
+    /// Retention classes that have rows.
+    classes: &'q [i16],
 }
 
 /// What is not rolled up yet, by point (zero: all in one) and key.
@@ -121,10 +123,11 @@ impl StoreQuery {
             return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
         }
         check(&query.select)?;
-        let (mut snapshot, brokers) = self.begin(query).await?;
+        let (mut snapshot, brokers, classes) = self.begin(query).await?;
         let asked = Asked {
             query,
             brokers: &brokers,
+            classes: &classes,
         };
         let fresh = fresh(&mut snapshot, asked, whole, Some(resolution)).await?;
         let keys = keys(&mut snapshot, asked, &whole.coarsened(), &fresh).await?;
@@ -167,10 +170,11 @@ impl StoreQuery {
             ));
         };
         let whole = Piece { to: last.to, ..*first };
-        let (mut snapshot, brokers) = self.begin(query).await?;
+        let (mut snapshot, brokers, classes) = self.begin(query).await?;
         let asked = Asked {
             query,
             brokers: &brokers,
+            classes: &classes,
         };
         let fresh = fresh(&mut snapshot, asked, whole, None).await?;
         let keys = keys(&mut snapshot, asked, &pieces, &fresh).await?;
@@ -192,12 +196,13 @@ impl StoreQuery {
         Ok(keys.into_iter().map(figures).collect())
     }
 
-    /// Begins a snapshot of both tables, and says which brokers are asked for.
-    async fn begin(&self, query: &StatisticsQuery) -> Result<(Transaction<'static, Postgres>, Vec<i32>)> {
+    /// Begins a snapshot of both tables, and says which brokers are asked for, and which retention classes have rows.
+    async fn begin(&self, query: &StatisticsQuery) -> Result<(Transaction<'static, Postgres>, Vec<i32>, Vec<i16>)> {
         let mut snapshot = self.snapshot(OPERATION).await?;
         set_timeout(&mut snapshot, STATEMENT_TIMEOUT).await?;
         let brokers = self.brokers(&mut snapshot, query.brokers.as_deref()).await?;
-        Ok((snapshot, brokers))
+        let classes = used_classes(&mut snapshot, "statistic").await?;
+        Ok((snapshot, brokers, classes))
     }
 }
 
@@ -258,7 +263,8 @@ async fn keys(connection: &mut PgConnection, asked: Asked<'_>, pieces: &[Piece],
         "select key, least(greatest(sum({0}), -1e15), 1e15)::bigint from kanchi.statistic
          where broker_id = any ($1) and dimension = $2 and step_seconds = $3
             and starts_at >= kanchi.micros($4 * 1000000) and starts_at < kanchi.micros($5 * 1000000)
-            and stored_at >= kanchi.micros($4 * 1000000) - interval '2 days' and retention_days <= $6 and {0} <> 0
+            and stored_at >= kanchi.micros($4 * 1000000) - interval '2 days' and stored_at < now() + interval '1 day'
+            and retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7]) and {0} <> 0
          group by key order by 2 desc limit {CANDIDATES}",
         by.as_str()
     );
@@ -284,8 +290,11 @@ async fn stored(
     piece: Piece,
     mut take: impl FnMut(i64, &str, Measures),
 ) -> Result<()> {
+    let mut each_once = keys.to_vec();
+    each_once.sort_unstable();
+    each_once.dedup();
     let mut rows = bound(sqlx::query(include_str!("../sql/load_series.sql")), asked, piece)
-        .bind(keys)
+        .bind(each_once)
         .fetch(connection);
     while let Some(row) = rows.try_next().await.during(OPERATION)? {
         take(row.get(0), row.get(1), measures_of(&row, 2)?);
@@ -296,11 +305,14 @@ async fn stored(
 type Query<'q> = sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>;
 
 fn bound<'q>(statement: Query<'q>, asked: Asked<'_>, piece: Piece) -> Query<'q> {
+    let longest = piece.resolution.longest().days();
+    let can_be = |class: &i16| u16::try_from(*class).is_ok_and(|class| class <= longest);
+    let classes: Vec<i16> = asked.classes.iter().copied().filter(can_be).collect();
     statement
         .bind(asked.brokers.to_vec())
         .bind(asked.query.dimension.as_str())
         .bind(piece.resolution.seconds())
         .bind(piece.from)
         .bind(piece.to)
-        .bind(i16::try_from(piece.resolution.longest().days()).unwrap_or(i16::MAX))
+        .bind(classes)
 }

@@ -52,13 +52,13 @@ const QUERIES: [(&str, &str, &[&str]); 30] = [
         "task",
         &["(((COALESCE(received_at, sent_at, started_at, finished_at, stored_at) AT TIME ZONE 'UTC'"],
     ),
-    // The live tasks of the page, and the live row of each settled one.
+    // The live tasks of the page, their facts, and the live row of each settled one.
     (
         "live",
         "task_live",
         &[
             "((broker_id)::bigint = b.broker_id) AND (first_seen_at",
-            "AND (task_id = t.task_id)",
+            ".broker_id) AND (task_id = ",
         ],
     ),
     (
@@ -81,14 +81,19 @@ const QUERIES: [(&str, &str, &[&str]); 30] = [
     ("queues", "queue", &["(broker_id = b.broker_id)"]),
     ("queue samples", "queue_sample", &["AND (sampled_at >= "]),
     ("gaps", "gap", &["AND (from_at < "]),
-    ("chart", "statistic", &["AND (starts_at >= "]),
+    ("chart", "statistic", &["AND (key = k.key) AND (starts_at >= "]),
     ("fresh chart", "statistic_delta", &["AND (minute >= "]),
-    ("figures", "statistic", &["AND (starts_at >= "]),
+    // Which keys have the most, and what these come to.
+    (
+        "figures",
+        "statistic",
+        &["(broker_id = ANY (", "AND (key = k.key) AND (starts_at >= "],
+    ),
     ("fresh figures", "statistic_delta", &["AND (minute >= "]),
 ];
 
 /// Indexes, and the queries that cannot do without.
-const INDEXES: [(&str, &[&str]); 20] = [
+const INDEXES: [(&str, &[&str]); 21] = [
     (
         "task_arrived",
         &["newest", "next page", "name", "queue", "worker", "count"],
@@ -110,7 +115,8 @@ const INDEXES: [(&str, &[&str]); 20] = [
     ("queue_pkey", &["queues"]),
     ("queue_sample_time", &["queue samples"]),
     ("gap_from", &["gaps"]),
-    ("statistic_pkey", &["chart", "figures"]),
+    ("statistic_pkey", &["figures"]),
+    ("statistic_key", &["chart"]),
     ("statistic_delta_minute", &["fresh chart", "fresh figures"]),
 ];
 

@@ -1,0 +1,185 @@
+//! Live tasks of a page: the newest of each broker, and those that match among so many of them.
+//!
+//! What a row says is looked at by Postgres, so that those that cannot match are neither sent nor read; their facts, which
+//! alone know how a task is now, decide.
+
+use kanchi_domain::UnixMicros;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+
+use crate::error::{During, Result};
+use crate::query::cursor::Place;
+use crate::query::filter::{TaskFilter, TimeField};
+use crate::query::summary;
+use crate::query::tasks::{BEGINNING, END, Found, first};
+
+const OPERATION: &str = "list tasks";
+
+/// Live tasks that a page looks at, of all its brokers, besides those that it shows.
+const EXAMINED: usize = 4_000;
+
+/// Which live tasks are read.
+#[derive(Debug)]
+struct Scan<'a> {
+    filter: &'a TaskFilter,
+    brokers: &'a [i32],
+    /// By when they were first seen: those behind this place, and none before this time.
+    behind: Place,
+    from: i64,
+    /// So many of each broker are looked at.
+    examined: usize,
+    /// So many of each broker are read, of those that may match.
+    wanted: usize,
+}
+
+/// Returns the live tasks of a page of so many tasks, in no order.
+pub(super) async fn page(
+    connection: &mut PgConnection,
+    filter: &TaskFilter,
+    brokers: &[i32],
+    (behind, from): (Place, i64),
+    limit: usize,
+    now: UnixMicros,
+) -> Result<Found> {
+    let examined = if filter.is_selective() {
+        (EXAMINED / brokers.len().max(1)).max(limit)
+    } else {
+        limit
+    };
+    let wanted = if filter.is_told_by_rows() { limit } else { examined };
+    let scan = Scan {
+        filter,
+        brokers,
+        behind,
+        from,
+        examined: examined + 1,
+        wanted: wanted + 1,
+    };
+    scan.read(connection, now).await
+}
+
+/// Returns all live tasks that match among the newest 4,000 of these brokers.
+pub(super) async fn all(
+    connection: &mut PgConnection,
+    filter: &TaskFilter,
+    brokers: &[i32],
+    now: UnixMicros,
+) -> Result<Found> {
+    let examined = EXAMINED / brokers.len().max(1) + 1;
+    let scan = Scan {
+        filter,
+        brokers,
+        behind: Place::ahead_of(END),
+        from: BEGINNING,
+        examined,
+        wanted: examined,
+    };
+    scan.read(connection, now).await
+}
+
+impl Scan<'_> {
+    async fn read(&self, connection: &mut PgConnection, now: UnixMicros) -> Result<Found> {
+        let mut sql = QueryBuilder::new("");
+        self.write(&mut sql);
+        let rows = sql.build().fetch_all(connection).await.during(OPERATION)?;
+        let mut found = Found::default();
+        let (mut read, mut broker) = (0, None);
+        for row in &rows {
+            let task = summary::live(row, now)?;
+            read = if broker == Some(task.broker_key) { read + 1 } else { 1 };
+            broker = Some(task.broker_key);
+            let examined: i64 = row.get(5);
+            if read == self.wanted || usize::try_from(examined) == Ok(self.examined) {
+                found.covered = first(found.covered, Some(task.place.clone()));
+            }
+            if self.filter.matches(&task, UnixMicros(task.place.micros())) {
+                found.tasks.push(task);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes the query. The last row that is looked at is read whatever it says: it tells how far the page reaches. Facts are read
+    /// last, of what is left.
+    fn write(&self, sql: &mut QueryBuilder<'_, Postgres>) {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        sql.push(
+            "select l.broker_id, l.task_id, kanchi.unix_micros(l.first_seen_at), f.facts, f.queue, l.number
+            from unnest(",
+        );
+        sql.push_bind(self.brokers.to_vec()).push(
+            "::integer[]) as b (broker_id) cross join lateral (
+                select r.* from (
+                    select n.*, row_number() over () as number from (
+                        select k.broker_id, k.task_id, k.first_seen_at, (true",
+        );
+        self.filter.push_live(sql);
+        sql.push(
+            ") as may_match from kanchi.task_live k
+                        where k.broker_id::bigint = b.broker_id and k.first_seen_at <= kanchi.micros(",
+        );
+        sql.push_bind(self.behind.micros())
+            .push(") and k.first_seen_at >= kanchi.micros(");
+        sql.push_bind(self.from).push(") and (k.first_seen_at < kanchi.micros(");
+        sql.push_bind(self.behind.micros())
+            .push(") or (k.broker_id, k.task_id collate \"C\") > (");
+        sql.push_bind(self.behind.broker_key).push(", ");
+        sql.push_bind(self.behind.task_id.clone())
+            .push(")) order by k.first_seen_at desc, k.task_id collate \"C\" limit ");
+        sql.push_bind(count(self.examined))
+            .push(") as n) as r where r.may_match or r.number = ");
+        sql.push_bind(count(self.examined)).push(" limit ");
+        // Joined, they might be read first, all of them: on an empty table that costs the same.
+        sql.push_bind(count(self.wanted)).push(
+            ") as l cross join lateral (
+                select a.facts, a.queue from kanchi.task_live a where a.broker_id = l.broker_id and a.task_id = l.task_id offset 0) as f",
+        );
+    }
+}
+
+impl TaskFilter {
+    /// Whether what Postgres can tell of a live row says if its task matches, but for few of them.
+    fn is_told_by_rows(&self) -> bool {
+        let by_rows = Self {
+            brokers: self.brokers.clone(),
+            state: self.state.clone(),
+            name: self.name.clone(),
+            queue: self.queue.clone(),
+            worker: self.worker.clone(),
+            root_id: self.root_id.clone(),
+            parent_id: self.parent_id.clone(),
+            text: self.text.clone(),
+            from: self.from,
+            to: self.to,
+            ..Self::default()
+        };
+        self.time_field == TimeField::Received && *self == by_rows
+    }
+
+    /// Adds what a live row, `k`, must be like for its task to match.
+    fn push_live(&self, sql: &mut QueryBuilder<'_, Postgres>) {
+        for (words, column) in [
+            (&self.name, "k.name"),
+            (&self.queue, "k.queue"),
+            (&self.worker, "k.worker"),
+            (&self.task_id, "k.task_id"),
+        ] {
+            words.push(sql, column);
+        }
+        if !self.state.is_empty() {
+            // What has a deadline may be in another state by now.
+            sql.push(" and (k.due_at is not null or true");
+            self.state.push(sql, "k.state");
+            sql.push(")");
+        }
+        // Facts have texts as they are.
+        for id in [&self.root_id, &self.parent_id].into_iter().flatten() {
+            sql.push(" and position(").push_bind(id.as_bytes().to_vec());
+            sql.push(" in k.facts) > 0");
+        }
+        if let Some(text) = &self.text {
+            sql.push(" and (position(").push_bind(text.as_bytes().to_vec());
+            sql.push(" in k.facts) > 0 or position(").push_bind(text.clone());
+            sql.push(" in k.task_id) > 0)");
+        }
+    }
+}
