@@ -57,6 +57,8 @@ impl Handover {
     /// Appends news of completeness, in the place of the last if nothing came since: they do not pile up.
     pub(crate) fn complete(&self, until: UnixMicros) {
         let mut items = lock(&self.items);
+        // What is dropped just now is told as a gap later, in front of the next that fits.
+        let until = items.dropped_since.map_or(until, |since| until.min(since));
         match items.queue.back_mut() {
             Some(StreamItem::Complete(last)) => *last = until,
             _ => items.queue.push_back(StreamItem::Complete(until)),

@@ -61,7 +61,7 @@ pub enum StreamItem {
     Gap(Gap),
     /// The connection changed.
     Connection(ConnectionReport),
-    /// All that was published until then came before this, or is told as a gap. RabbitMQ only: Redis keeps nothing back.
+    /// All that was published until then came before this, or is told as a gap.
     Complete(UnixMicros),
 }
 
@@ -74,7 +74,7 @@ pub struct EventStreamOptions {
     pub max_backoff: Duration,
     /// Time an attempt to connect may take.
     pub connect_timeout: Duration,
-    /// AMQP heartbeat, and how often a quiet Redis subscription is pinged.
+    /// AMQP heartbeat; Redis: after twice as long without a byte the connection is given up.
     pub heartbeat: Duration,
     /// When a monitor was last known to be connected and caught up; `None` on the very first start, which is no gap.
     pub last_seen: Option<UnixMicros>,

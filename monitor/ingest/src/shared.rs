@@ -54,7 +54,7 @@ pub struct Shared {
     /// Arrival of the newest message read, and of the newest that is stored.
     newest_arrived: AtomicI64,
     newest_stored: AtomicI64,
-    /// RabbitMQ: all that was published until then has been read; 0: not known. Redis, which holds nothing back: `i64::MAX`.
+    /// All that was published until then has been read; 0: not known. `i64::MAX`: no stream has told of it yet.
     received_until: AtomicI64,
     /// Messages of our own that are stored.
     own_stored: AtomicU64,
@@ -225,7 +225,7 @@ impl Shared {
         self.newest_stored.fetch_max(at.0, Ordering::Relaxed);
     }
 
-    /// The broker holds messages back until they are acknowledged: what was published until then has been read.
+    /// What was published until then has been read.
     pub fn received_all_until(&self, at: UnixMicros) {
         self.received_until.store(at.0, Ordering::Relaxed);
     }

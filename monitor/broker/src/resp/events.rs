@@ -1,13 +1,15 @@
 //! The event stream on Redis: subscribe to every channel that events may come on, and never stop reading.
 //!
 //! Redis cuts a subscriber that falls behind, and forgets what is published meanwhile. So the reader only finds frames and
-//! hands them over; what the ingester cannot take within the budget is dropped and told as a gap. A connection that has
-//! gone silent is asked for a pong before it is given up.
+//! hands them over; what the ingester cannot take within the budget is dropped and told as a gap. Redis is asked for a pong
+//! every second: it answers in order, so that with the answer all is here that was published before the question. Bytes
+//! alone prove less: over a slow or silent link they are as old as what is still on its way.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kanchi_contract::Transport;
+use kanchi_domain::UnixMicros;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
@@ -30,6 +32,9 @@ const LEAST_ROOM: usize = 16 * 1024;
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// Messages share the memory they were read into; beside a message larger than this the small ones get their own.
 const LARGE: usize = 1024 * 1024;
+
+/// How often Redis is asked for a pong. What was published since the last one that was answered is not certain to be here.
+const PING: Duration = Duration::from_secs(1);
 
 /// Longest wait between attempts to connect: what is published meanwhile is lost.
 const MAX_WAIT: Duration = Duration::from_secs(1);
@@ -99,7 +104,7 @@ async fn serve(task: &mut StreamTask, spec: &BrokerConnectSpec, backoff: &mut Ba
         };
         task.gap(from, cause, None);
     }
-    task.complete_until = Some(now());
+    task.complete(now());
     task.connected_before = true;
     backoff.reset();
     task.report(ConnectionState::Connected, None, version, None);
@@ -188,13 +193,18 @@ impl Subscriber {
         }
     }
 
+    /// Asks for a pong that says when it was asked for.
+    async fn ping(&mut self) -> Result<(), ConnectError> {
+        let mut ping = Vec::new();
+        wire::encode(&mut ping, &[b"PING", now().0.to_string().as_bytes()]);
+        self.send(&ping).await
+    }
+
     /// Hands over messages until something ends it.
     async fn read(&mut self, task: &mut StreamTask) -> Ended {
         let heartbeat = task.options.heartbeat.max(Duration::from_millis(100));
         let mut heard = Instant::now();
-        let mut check = tokio::time::interval_at(heard + heartbeat, heartbeat);
-        let mut ping = Vec::new();
-        wire::encode(&mut ping, &[b"PING"]);
+        let mut check = tokio::time::interval(PING.min(heartbeat));
         let mut needed = 0_usize;
         loop {
             let missing = needed.saturating_sub(self.buffer.len());
@@ -204,7 +214,6 @@ impl Subscriber {
                         return Ended::Failed(error);
                     }
                     heard = Instant::now();
-                    task.complete_until = Some(now());
                     if self.buffer.len() >= needed {
                         match self.hand_over(task) {
                             Ok(more) => needed = more,
@@ -218,14 +227,12 @@ impl Subscriber {
                         let message = format!("nothing heard for {} s", silent.as_secs());
                         return Ended::Failed(ConnectError::new(ConnectReason::Timeout, message));
                     }
-                    if silent >= heartbeat / 2 {
-                        match tokio::time::timeout(heartbeat, self.send(&ping)).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => return Ended::Failed(error),
-                            Err(_elapsed) => {
-                                let error = ConnectError::new(ConnectReason::Timeout, "the connection takes no data");
-                                return Ended::Failed(error);
-                            }
+                    match tokio::time::timeout(heartbeat, self.ping()).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => return Ended::Failed(error),
+                        Err(_elapsed) => {
+                            let error = ConnectError::new(ConnectReason::Timeout, "the connection takes no data");
+                            return Ended::Failed(error);
                         }
                     }
                 }
@@ -241,10 +248,12 @@ impl Subscriber {
     fn hand_over(&mut self, task: &mut StreamTask) -> Result<usize, ConnectError> {
         let mut at = 0;
         let mut payloads: Vec<Span> = Vec::with_capacity(128);
+        let mut complete = None;
         let incomplete = loop {
             match wire::find(&self.buffer, at) {
                 Found::Frame(frame) => {
                     payloads.extend(self.payload(&frame)?);
+                    complete = pong(&frame, &self.buffer).or(complete);
                     at = frame.end;
                 }
                 Found::Incomplete(needed) => break needed,
@@ -273,6 +282,10 @@ impl Subscriber {
             })
         });
         task.handover.push_bounded(items, task.options.budget_bytes);
+        // Behind the messages that came before it, and some that came after.
+        if let Some(until) = complete {
+            task.complete(until);
+        }
         Ok(incomplete - at)
     }
 
@@ -291,6 +304,15 @@ impl Subscriber {
             Kind::Text | Kind::Array => Ok(frame.payload(&self.buffer)),
         }
     }
+}
+
+/// Returns when a pong was asked for, if this is one.
+fn pong(frame: &Frame, buffer: &[u8]) -> Option<UnixMicros> {
+    let is_pong = frame.count == 2 && frame.field(0).of(buffer) == b"pong";
+    let asked = std::str::from_utf8(frame.field(1).of(buffer))
+        .ok()
+        .filter(|_| is_pong)?;
+    asked.parse().ok().map(UnixMicros)
 }
 
 fn lost(error: &std::io::Error) -> ConnectError {
@@ -320,6 +342,17 @@ fn version(info: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pong_says_when_it_was_asked_for() {
+        let asked = |buffer: &[u8]| match wire::find(buffer, 0) {
+            Found::Frame(frame) => pong(&frame, buffer),
+            other @ (Found::Incomplete(_) | Found::Invalid) => panic!("{other:?}"),
+        };
+        assert_eq!(asked(b"*2\r\n$4\r\npong\r\n$3\r\n170\r\n"), Some(UnixMicros(170)));
+        assert_eq!(asked(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"), None);
+        assert_eq!(asked(b"*3\r\n$7\r\nmessage\r\n$4\r\npong\r\n$3\r\n170\r\n"), None);
+    }
 
     #[test]
     fn the_version_is_read_from_info() {

@@ -99,7 +99,12 @@ impl Watched {
 
     /// Takes what comes until nothing has come for a while.
     pub(crate) async fn until_quiet(&mut self, quiet: Duration) {
-        while let Ok(Some(item)) = tokio::time::timeout(quiet, self.stream.next()).await {
+        let mut until = Instant::now() + quiet;
+        while let Ok(Some(item)) = tokio::time::timeout_at(until, self.stream.next()).await {
+            // That nothing is missing is told all the time.
+            if !matches!(item, StreamItem::Complete(_)) {
+                until = Instant::now() + quiet;
+            }
             self.keep(item);
         }
     }
