@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
+use crate::clock::Clock;
 use crate::python;
 
 /// The version that is used where none is asked for.
@@ -23,6 +25,8 @@ pub const NEWEST: &str = "newest";
 pub struct Celery {
     /// Folder with `python` and `celery`.
     bin: PathBuf,
+    /// Folder of the application.
+    modules: String,
     /// Environment of every process.
     settings: Vec<(String, String)>,
 }
@@ -65,6 +69,8 @@ pub struct WorkerOptions {
     pub events: Events,
     /// More arguments of `celery worker`.
     pub arguments: Vec<String>,
+    /// A clock of its own.
+    pub clock: Option<Arc<Clock>>,
 }
 
 /// Whether a worker sends task events from the start.
@@ -84,6 +90,7 @@ impl Default for WorkerOptions {
             queues: "orders,mail".into(),
             events: Events::On,
             arguments: Vec::new(),
+            clock: None,
         }
     }
 }
@@ -94,6 +101,8 @@ pub struct Worker {
     child: Child,
     log: PathBuf,
     _folder: TempDir,
+    /// It runs by it to its end.
+    _clock: Option<Arc<Clock>>,
 }
 
 // === impl Celery ===
@@ -104,14 +113,15 @@ impl Celery {
         let bin = environment(version).await?;
         let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/celery-app");
         let app = app.canonicalize().context("failed to find examples/celery-app")?;
+        let modules = app.display().to_string();
         let settings = vec![
             ("BROKER_URL".to_owned(), broker_url.to_owned()),
-            ("PYTHONPATH".to_owned(), app.display().to_string()),
+            ("PYTHONPATH".to_owned(), modules.clone()),
             ("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned()),
             // The tests may run as root; Celery warns about it at length.
             ("C_FORCE_ROOT".to_owned(), "1".to_owned()),
         ];
-        Ok(Self { bin, settings })
+        Ok(Self { bin, modules, settings })
     }
 
     /// Adds a setting of the application, for example `RESULT_BACKEND` or `JOURNAL`.
@@ -176,6 +186,9 @@ impl Celery {
             .kill_on_drop(true)
             .process_group(0)
             .stdin(Stdio::null());
+        if let Some(clock) = &options.clock {
+            clock.apply(&mut command, &self.modules);
+        }
         command
             .stdout(output.try_clone().context("failed to share the worker's log")?)
             .stderr(output);
@@ -184,6 +197,7 @@ impl Celery {
             child,
             log,
             _folder: folder,
+            _clock: options.clock.clone(),
         };
         let deadline = Instant::now() + Duration::from_mins(1);
         while !ready.exists() {

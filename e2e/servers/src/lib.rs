@@ -4,6 +4,7 @@
 pub mod celery;
 pub mod certificates;
 mod child;
+pub mod clock;
 pub mod disk;
 pub mod link;
 mod memory;

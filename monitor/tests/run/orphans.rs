@@ -4,110 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kanchi_contract::MonitorConfig;
-use kanchi_test_servers::celery::{Celery, NEWEST, Worker, WorkerOptions};
-use kanchi_test_servers::postgres::Postgres;
 use kanchi_test_servers::rabbitmq::Rabbitmq;
 use kanchi_test_servers::redis::Redis;
 
-use crate::rig::{MonitorProcess, Rig};
-
-const PATIENCE: Duration = Duration::from_mins(2);
-
-/// Twice a worker's heartbeat interval: no silence is too short to be judged.
-const OFFLINE_AFTER: u64 = 4;
-
-/// Seconds that a task runs which is to outlast the judgement: silence, question, grace and some more.
-const BUSY: &str = "25";
-
-/// Short times, so that a judgement is made while a test waits for it.
-fn impatient(config: &mut MonitorConfig) {
-    config.workers.offline_after_seconds = OFFLINE_AFTER;
-    config.workers.orphan_grace_seconds = 1;
-}
-
-/// A store, a monitor and an application on one broker.
-struct Scene {
-    rig: Rig,
-    monitor: MonitorProcess,
-    celery: Celery,
-}
-
-impl Scene {
-    async fn new(broker_url: &str, change: impl FnOnce(&mut MonitorConfig)) -> Result<Self> {
-        let rig = Rig::new(Postgres::start_new()?, broker_url).await?;
-        rig.write_config(|config| {
-            impatient(config);
-            change(config);
-        })?;
-        let mut monitor = rig.monitor(&[])?;
-        monitor.connected()?;
-        let celery = Celery::install(NEWEST, broker_url).await?.with("BUSY_SECONDS", BUSY);
-        Ok(Self { rig, monitor, celery })
-    }
-
-    /// Starts a worker with one slot and gives it a task; returns once the task is known to run.
-    async fn busy_worker(&mut self, arguments: &[&str]) -> Result<(Worker, String)> {
-        let worker = self.worker(arguments).await?;
-        let published = self.celery.publish("busy", 1).await?;
-        let id = published.first().context("nothing was published")?.id.clone();
-        self.until_state(&id, "STARTED")?;
-        Ok((worker, id))
-    }
-
-    async fn worker(&self, arguments: &[&str]) -> Result<Worker> {
-        let options = WorkerOptions {
-            concurrency: 1,
-            queues: "orders".into(),
-            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
-            ..WorkerOptions::default()
-        };
-        self.celery.start_worker(&options).await
-    }
-
-    fn until_state(&mut self, id: &str, state: &str) -> Result<()> {
-        let rig = &self.rig;
-        self.monitor.until(&format!("{id} is {state}"), PATIENCE, |_| {
-            task(rig, id).is_ok_and(|(found, _)| found == state)
-        })
-    }
-
-    /// Waits until a task has succeeded and asserts that nobody ever took its worker for lost.
-    fn ends_without_a_false_orphan(&mut self, id: &str) -> Result<()> {
-        self.until_state(id, "SUCCESS")?;
-        assert_eq!(self.findings()?, (0, 0), "{}", self.monitor.log());
-        assert_eq!(
-            task(&self.rig, id)?.1,
-            "",
-            "a task that was never lost has not recovered"
-        );
-        Ok(())
-    }
-
-    /// Counts what the monitor said of its own: losses and returns.
-    fn findings(&self) -> Result<(usize, usize)> {
-        let chunks = self.rig.chunks("true")?;
-        let count = |kind: &str| -> usize {
-            let said = format!("\"type\":\"{kind}\"");
-            chunks.iter().map(|(_, events)| events.matches(&said).count()).sum()
-        };
-        Ok((count("kanchi-worker-lost"), count("kanchi-worker-back")))
-    }
-
-    fn workers(&self) -> Result<String> {
-        self.rig
-            .sql("select string_agg(state, ' ' order by state) from kanchi.worker")
-    }
-}
-
-/// Returns state and mark of a task.
-fn task(rig: &Rig, id: &str) -> Result<(String, String)> {
-    let row = rig.sql(&format!(
-        "select state, '' from kanchi.task_live where task_id = '{id}'
-         union all select state, coalesce(mark, '') from kanchi.task where task_id = '{id}' limit 1"
-    ))?;
-    let (state, mark) = row.trim().split_once('|').context("no such task")?;
-    Ok((state.to_owned(), mark.to_owned()))
-}
+use crate::scene::{OFFLINE_AFTER, PATIENCE, Scene, task};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_task_of_a_killed_worker_is_orphaned_and_stays_so_beside_its_successor() -> Result<()> {
@@ -222,6 +122,21 @@ async fn workers_that_reconnect_after_a_restart_of_the_broker_are_not_lost() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn workers_that_come_back_some_seconds_after_the_broker_are_not_lost() -> Result<()> {
+    let mut redis = Redis::start_new()?;
+    // A worker tries again after two, four, six and eight seconds; the monitor is back as soon as the broker is.
+    let patience = 12;
+    let mut scene = Scene::new(&redis.url(0), |config| config.workers.offline_after_seconds = patience).await?;
+    let (worker, id) = scene.busy_worker(&[]).await?;
+    redis.stop();
+    scene.let_pass(patience + 2)?;
+    redis.start()?;
+    scene.ends_without_a_false_orphan(&id)?;
+    drop(worker);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_of_old_heartbeats_says_nothing_of_now() -> Result<()> {
     let rabbit = Rabbitmq::start_new()?;
     let mut scene = Scene::new(&rabbit.url(), |_| {}).await?;
@@ -254,4 +169,22 @@ async fn on_a_read_only_broker_silence_alone_decides() -> Result<()> {
     scene.until_state(&id, "ORPHANED")?;
     assert_eq!(scene.findings()?, (1, 0));
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_read_only_broker_silence_must_last_twice_as_long() -> Result<()> {
+    let redis = Redis::start_new()?;
+    let patience = 10;
+    let read_only = |config: &mut MonitorConfig| {
+        config.read_only = true;
+        config.workers.offline_after_seconds = patience;
+    };
+    let mut scene = Scene::new(&redis.url(0), read_only).await?;
+    let (worker, id) = scene.busy_worker(&[]).await?;
+    // Its pool process goes on with the task.
+    worker.signal("STOP").await?;
+    scene.let_pass(patience + patience / 3)?;
+    worker.signal("CONT").await?;
+    scene.ends_without_a_false_orphan(&id)?;
+    worker.stop().await
 }

@@ -139,7 +139,7 @@ impl Worker {
             self.last = Some((event.timestamp.0, event.arrived.0));
         }
         if matches!(event.kind, EventKind::WorkerOnline | EventKind::WorkerHeartbeat) {
-            self.beat(event, newer);
+            self.beat(event, newer, heard);
         } else if event.kind == EventKind::WorkerOffline && newer {
             self.take_fields(event);
             self.state = WorkerState::Offline;
@@ -193,12 +193,13 @@ impl Worker {
         })
     }
 
-    fn beat(&mut self, event: &Event, newer: bool) {
+    /// `heard`: when it was sent, by our clock.
+    fn beat(&mut self, event: &Event, newer: bool, heard: i64) {
         // The answer to the `heartbeat` command comes from workers without heartbeats, too.
         let regular = event.worker.as_deref().is_some_and(WorkerFields::is_regular);
         if regular || event.kind == EventKind::WorkerOnline {
             self.sends_heartbeats = true;
-            self.row.last_heartbeat_at = self.row.last_heartbeat_at.max(Some(event.timestamp));
+            self.row.last_heartbeat_at = self.row.last_heartbeat_at.max(Some(UnixMicros(heard)));
         }
         if event.kind == EventKind::WorkerOnline && (newer || self.row.started_at.is_none()) {
             // It repeats after every reconnect: the same process has not started again.
