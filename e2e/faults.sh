@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The fault suite at length, one broker after the other; `make test` lets each fault happen once.
-# KANCHI_FAULTS_SEED repeats a run, TEST=<name> chooses one: quorum, classic, redis.
+# KANCHI_FAULTS_SEED repeats a run, TEST=<name> chooses some: quorum, classic, redis, whatever_happens.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export KANCHI_FAULTS_SECONDS=${KANCHI_FAULTS_SECONDS:-3600}

@@ -4,6 +4,8 @@
 //! A run is made of a seed and a length, `KANCHI_FAULTS_SEED` (else random, and printed) and `KANCHI_FAULTS_SECONDS` (else
 //! each fault once). The seed decides the faults, their order and times, and the events; a failure names it.
 
+#[path = "faults/course.rs"]
+mod course;
 #[path = "faults/fault.rs"]
 mod fault;
 #[path = "faults/ledger.rs"]
@@ -25,9 +27,10 @@ use kanchi_test_load::Dice;
 use kanchi_test_servers::rabbitmq::Rabbitmq;
 use kanchi_test_servers::redis::Redis;
 
-use crate::fault::{Fault, Plan, Round};
+use crate::course::Course;
+use crate::fault::{Fault, Pace, Plan, Round};
 use crate::ledger::Promise;
-use crate::scene::{Broker, Monitors, Scene};
+use crate::scene::{Broker, Monitors, Scene, SpoolDisk};
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]
@@ -55,41 +58,78 @@ impl Run {
     }
 
     /// Publishes while one fault after the other comes and goes, and then compares.
-    async fn play(self, name: &str, broker: Broker, monitors: Monitors, promise: Promise) -> Result<()> {
+    async fn play(self, case: Case) -> Result<()> {
+        let name = case.name;
         say(&format!("{name}: KANCHI_FAULTS_SEED={}", self.seed));
-        let faults = match monitors {
-            Monitors::One => broker.faults(),
-            Monitors::Two => Fault::OF_TWO.to_vec(),
-        };
-        let mut scene = Scene::new(broker, monitors).await?;
+        let mut course = Course::new(case.broker.keeps(), case.monitors, case.spool);
+        let mut scene = Scene::new(case.broker, case.monitors, case.spool).await?;
+        let pace = self.length.map_or(case.pace, |_length| Pace::Usual);
         let publisher = scene.publish(self.seed);
         let begin = Instant::now();
-        let mut plan = Plan::new(Dice::new(self.seed), faults);
-        let mut played: Vec<Round> = Vec::new();
+        let mut plan = Plan::new(Dice::new(self.seed), case.faults, pace);
+        let mut rounds: Vec<Round> = Vec::new();
         while self
             .length
             .map_or(!plan.is_through(), |length| begin.elapsed() < length)
         {
             let round = plan.next_round();
             say(&format!("{name}: {:>4} s {round}", begin.elapsed().as_secs()));
-            scene
+            let played = scene
                 .play(&round)
                 .await
                 .with_context(|| format!("{round} (seed {})", self.seed))?;
-            played.push(round);
+            course.played(played);
+            rounds.push(round);
         }
         let ledger = publisher.stop()?;
-        let verdict = scene.verdict(&ledger, promise);
+        let verdict = scene.verdict(&ledger, case.promise, &course);
         let report = verdict.with_context(|| {
-            let rounds: Vec<String> = played.iter().map(Round::to_string).collect();
+            let rounds: Vec<String> = rounds.iter().map(Round::to_string).collect();
             format!("{name}, seed {}, faults:\n  {}", self.seed, rounds.join("\n  "))
         })?;
         say(&format!(
-            "{name}: {} rounds in {} s; {report}",
-            played.len(),
-            begin.elapsed().as_secs()
+            "{name}: {} rounds in {} s; {report}; {}",
+            rounds.len(),
+            begin.elapsed().as_secs(),
+            course.counts()
         ));
         Ok(())
+    }
+}
+
+/// One test.
+struct Case {
+    name: &'static str,
+    broker: Broker,
+    monitors: Monitors,
+    spool: SpoolDisk,
+    faults: Vec<Fault>,
+    /// Unless the length of the run is given.
+    pace: Pace,
+    promise: Promise,
+}
+
+impl Case {
+    /// One monitor, to which all happens that can happen with this broker.
+    fn alone(name: &'static str, broker: Broker, promise: Promise) -> Self {
+        Self {
+            name,
+            faults: broker.faults(),
+            broker,
+            monitors: Monitors::One,
+            spool: SpoolDisk::Scarce,
+            pace: Pace::Usual,
+            promise,
+        }
+    }
+
+    /// Two monitors, and what can happen to them.
+    fn with_standby(name: &'static str, broker: Broker, promise: Promise) -> Self {
+        Self {
+            monitors: Monitors::Two,
+            faults: Fault::OF_TWO.to_vec(),
+            ..Self::alone(name, broker, promise)
+        }
     }
 }
 
@@ -103,39 +143,46 @@ fn say(text: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn from_a_quorum_queue_every_event_is_stored_once() -> Result<()> {
     let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Quorum);
-    Run::from_environment()?
-        .play("quorum queue", broker, Monitors::One, Promise::Exact)
-        .await
+    let case = Case::alone("quorum queue", broker, Promise::Exact);
+    Run::from_environment()?.play(case).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_a_classic_queue_what_is_missing_lies_in_a_gap() -> Result<()> {
     let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Classic);
-    Run::from_environment()?
-        .play("classic queue", broker, Monitors::One, Promise::OutsideGaps)
-        .await
+    let case = Case::alone("classic queue", broker, Promise::OutsideGaps);
+    Run::from_environment()?.play(case).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_redis_what_is_missing_lies_in_a_gap() -> Result<()> {
     let broker = Broker::Redis(Redis::start_new()?);
-    Run::from_environment()?
-        .play("redis", broker, Monitors::One, Promise::OutsideGaps)
-        .await
+    let case = Case::alone("redis", broker, Promise::OutsideGaps);
+    Run::from_environment()?.play(case).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_redis_every_event_is_stored_once_whatever_happens_to_the_store() -> Result<()> {
+    let broker = Broker::Redis(Redis::start_new()?);
+    let case = Case {
+        faults: Fault::OF_STORE.to_vec(),
+        spool: SpoolDisk::Ample,
+        pace: Pace::Quick,
+        ..Case::alone("redis, the store", broker, Promise::Exact)
+    };
+    Run::from_environment()?.play(case).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_a_quorum_queue_with_a_standby_every_event_is_stored_once() -> Result<()> {
     let broker = Broker::Rabbitmq(Rabbitmq::start_new()?, EventQueueType::Quorum);
-    Run::from_environment()?
-        .play("quorum queue, two monitors", broker, Monitors::Two, Promise::Exact)
-        .await
+    let case = Case::with_standby("quorum queue, two monitors", broker, Promise::Exact);
+    Run::from_environment()?.play(case).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_redis_with_a_standby_what_is_missing_lies_in_a_gap() -> Result<()> {
     let broker = Broker::Redis(Redis::start_new()?);
-    Run::from_environment()?
-        .play("redis, two monitors", broker, Monitors::Two, Promise::OutsideGaps)
-        .await
+    let case = Case::with_standby("redis, two monitors", broker, Promise::OutsideGaps);
+    Run::from_environment()?.play(case).await
 }

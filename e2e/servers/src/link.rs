@@ -22,6 +22,8 @@ pub enum Flow {
     Slow(u32),
     /// Nothing, and nobody is told: connections stay, as behind a network that drops packets.
     Silent,
+    /// What is sent arrives, and no answer comes back: it is lost, and its connection ends when this does.
+    Unanswered,
     /// Nothing: connections end, and new ones end at once.
     Cut,
 }
@@ -81,15 +83,22 @@ async fn connect(near: TcpStream, target: u16, flows: watch::Receiver<Flow>) {
     }
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
     let mut cut = flows.clone();
-    let (there, back) = (pump(near_in, far_out, flows.clone()), pump(far_in, near_out, flows));
+    let there = pump(near_in, far_out, flows.clone(), Way::There);
+    let back = pump(far_in, near_out, flows, Way::Back);
     tokio::select! {
         _ = cut.wait_for(|flow| *flow == Flow::Cut) => {}
         ((), ()) = async { tokio::join!(there, back) } => {}
     }
 }
 
-/// Passes bytes one way until the reader ends or the writer takes no more.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flows: watch::Receiver<Flow>) {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    There,
+    Back,
+}
+
+/// Passes bytes one way until the reader ends, the writer takes no more, or an answer was lost.
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flows: watch::Receiver<Flow>, way: Way) {
     let mut buffer = vec![0; CHUNK];
     loop {
         let Ok(count @ 1..) = from.read(&mut buffer).await else {
@@ -100,6 +109,10 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flows: watch:
         let Ok(flow) = flows.wait_for(|flow| *flow != Flow::Silent).await.map(|flow| *flow) else {
             return;
         };
+        if flow == Flow::Unanswered && way == Way::Back {
+            drop(flows.wait_for(|flow| *flow != Flow::Unanswered).await);
+            return;
+        }
         if let Flow::Slow(rate) = flow {
             let pause = count as f64 / f64::from(rate.max(1));
             tokio::time::sleep(Duration::from_secs_f64(pause)).await;
@@ -149,6 +162,13 @@ mod tests {
         let mut late = vec![0; 6];
         timeout(PATIENCE, stream.read_exact(&mut late)).await??;
         assert_eq!(late, b"silent", "a link that was silent has lost nothing");
+        link.set(Flow::Unanswered);
+        assert!(timeout(MOMENT, said(&mut stream, b"asked")).await.is_err());
+        link.set(Flow::Open);
+        let lost = timeout(PATIENCE, stream.read(&mut late)).await??;
+        assert_eq!(lost, 0, "the answer is lost, and the connection with it");
+        let mut stream = TcpStream::connect(("127.0.0.1", link.port())).await?;
+        assert_eq!(timeout(PATIENCE, said(&mut stream, b"again")).await??, b"again");
         link.set(Flow::Cut);
         assert_eq!(timeout(PATIENCE, stream.read(&mut late)).await??, 0);
         let mut refused = TcpStream::connect(("127.0.0.1", link.port())).await?;

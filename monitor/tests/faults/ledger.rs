@@ -11,8 +11,8 @@ use crate::rig::Rig;
 /// Missing or doubled events that a failure shows.
 const SHOWN: usize = 10;
 
-/// Microseconds that an event may be on its way over a link that is slow or silent.
-const ON_ITS_WAY: i64 = 8_000_000;
+/// Microseconds that an event may be on its way over a link that is slow or silent; gaps are told by times of arrival.
+pub(crate) const ON_ITS_WAY: i64 = 8_000_000;
 
 /// Which event it is: task, type, the worker's clock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,10 +41,18 @@ pub(crate) struct Ledger {
     sent: HashMap<Identity, Sent>,
 }
 
+/// When what was published that is stored, and that is missing although it was confirmed: before and after it was handed
+/// over. Events of one turn of the publisher share their times.
+#[derive(Debug, Default)]
+pub(crate) struct Fates {
+    pub(crate) heard: BTreeSet<(i64, i64)>,
+    pub(crate) lost: BTreeSet<(i64, i64)>,
+}
+
 /// What must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Promise {
-    /// Everything.
+    /// Everything, and no gap is told of.
     Exact,
     /// Everything that was not published within a gap that the monitor has told of.
     OutsideGaps,
@@ -60,6 +68,8 @@ pub(crate) struct Report {
     /// Stored, though a gap said that they may be missing.
     spared: usize,
     gaps: usize,
+    /// How often there is each cause.
+    causes: String,
     gap_seconds: f64,
 }
 
@@ -67,8 +77,15 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} events published ({} without an answer), {} stored, none twice, {} missing; {} gaps, {:.1} s, {} events of them stored",
-            self.published, self.unconfirmed, self.stored, self.missing, self.gaps, self.gap_seconds, self.spared
+            "{} events published ({} without an answer), {} stored, none twice, {} missing; {} gaps ({}), {:.1} s, {} events of them stored",
+            self.published,
+            self.unconfirmed,
+            self.stored,
+            self.missing,
+            self.gaps,
+            self.causes,
+            self.gap_seconds,
+            self.spared
         )
     }
 }
@@ -85,8 +102,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// Compares with the store.
-    pub(crate) fn compare(&self, rig: &Rig, promise: Promise) -> Result<Report> {
+    /// Compares with the store. `explain` judges the gaps by what became of everything.
+    pub(crate) fn compare(
+        &self,
+        rig: &Rig,
+        promise: Promise,
+        explain: impl FnOnce(&Gaps, &Fates) -> Result<()>,
+    ) -> Result<Report> {
         let stored = stored(rig)?;
         let gaps = Gaps::read(rig)?;
         let doubled: Vec<_> = stored.iter().filter(|(_, count)| **count > 1).take(SHOWN).collect();
@@ -113,6 +135,16 @@ impl Ledger {
             unexplained.iter().take(SHOWN).collect::<Vec<_>>(),
             gaps.0
         );
+        let span = |sent: &Sent| (sent.from, sent.to);
+        let fates = Fates {
+            heard: stored.keys().filter_map(|id| self.sent.get(id)).map(span).collect(),
+            lost: missing.values().copied().map(span).collect(),
+        };
+        explain(&gaps, &fates)?;
+        ensure!(
+            promise == Promise::OutsideGaps || gaps.0.is_empty(),
+            "nothing may be missing, but gaps are told of: {gaps:?}"
+        );
         let incomplete: HashSet<&str> = self
             .sent
             .keys()
@@ -130,6 +162,7 @@ impl Ledger {
                 .filter(|id| self.sent.get(id).is_some_and(|sent| gaps.touch(sent)))
                 .count(),
             gaps: gaps.0.len(),
+            causes: gaps.causes(),
             gap_seconds: gaps.seconds(),
         })
     }
@@ -204,9 +237,19 @@ fn states_of(rows: &str) -> Result<BTreeMap<&str, &str>> {
     Ok(states)
 }
 
-/// Spans of time of which the monitor says that events may be missing: microseconds since 1970.
+/// A span of time of which the monitor says that events may be missing: microseconds since 1970.
+#[derive(Clone, Debug)]
+pub(crate) struct Gap {
+    /// The last moment known to be complete.
+    pub(crate) from: i64,
+    /// The first moment known to be complete again.
+    pub(crate) to: i64,
+    pub(crate) cause: String,
+}
+
+/// All of them.
 #[derive(Debug)]
-struct Gaps(Vec<(i64, i64, String)>);
+pub(crate) struct Gaps(pub(crate) Vec<Gap>);
 
 impl Gaps {
     fn read(rig: &Rig) -> Result<Self> {
@@ -219,11 +262,11 @@ impl Gaps {
         ))?;
         let gap = |row: &str| {
             let mut columns = row.split('|');
-            Some((
-                columns.next()?.parse().ok()?,
-                columns.next()?.parse().ok()?,
-                columns.next()?.to_owned(),
-            ))
+            Some(Gap {
+                from: columns.next()?.parse().ok()?,
+                to: columns.next()?.parse().ok()?,
+                cause: columns.next()?.to_owned(),
+            })
         };
         let gaps: Option<Vec<_>> = rows.lines().map(gap).collect();
         Ok(Self(gaps.context("a gap that cannot be read")?))
@@ -231,11 +274,21 @@ impl Gaps {
 
     /// Says whether an event may have been published within a gap, which is told by times of arrival.
     fn touch(&self, sent: &Sent) -> bool {
-        let within = |(from, to, _): &(i64, i64, String)| sent.from <= *to && sent.to + ON_ITS_WAY >= *from;
+        let within = |gap: &Gap| sent.from <= gap.to && sent.to + ON_ITS_WAY >= gap.from;
         self.0.iter().any(within)
     }
 
+    /// Returns how often there is each cause.
+    fn causes(&self) -> String {
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for gap in &self.0 {
+            *counts.entry(&gap.cause).or_default() += 1;
+        }
+        let counts: Vec<String> = counts.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+        counts.join(", ")
+    }
+
     fn seconds(&self) -> f64 {
-        self.0.iter().map(|(from, to, _)| to - from).sum::<i64>() as f64 / 1e6
+        self.0.iter().map(|gap| gap.to - gap.from).sum::<i64>() as f64 / 1e6
     }
 }

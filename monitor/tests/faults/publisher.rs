@@ -8,11 +8,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use kanchi_test_load::{AmqpPublisher, Messages, RecordedMessage, RedisPublisher, Stream, Workload, now};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use uuid::Uuid;
 
 use crate::ledger::{Ledger, Sent};
 
 /// Tasks that begin each second; each has some four events.
 const TASKS_PER_SECOND: u64 = 400;
+
+/// Bytes of a task of ballast; there are eighty a second. In batches that cannot be stored and in the ring there is room for 23 MiB.
+const BALLAST: usize = 48 << 10;
 
 /// How often what is due is published.
 const EVERY: Duration = Duration::from_millis(25);
@@ -39,12 +43,13 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn start(address: Address, seed: u64) -> Self {
+    /// Begins; while `ballast` is set, with tasks that fill the memory of a monitor.
+    pub(crate) fn start(address: Address, seed: u64, ballast: Arc<AtomicBool>) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(publish(address, seed, told))
+            runtime.block_on(publish(address, seed, &ballast, &told))
         });
         Self { ends, thread }
     }
@@ -56,11 +61,11 @@ impl Publisher {
     }
 }
 
-async fn publish(address: Address, seed: u64, ends: Arc<AtomicBool>) -> Result<Ledger> {
+async fn publish(address: Address, seed: u64, ballast: &AtomicBool, ends: &AtomicBool) -> Result<Ledger> {
     let workload = Workload::realistic(seed);
     let (mut stream, mut messages) = (Stream::new(workload), Messages::new(workload.workers));
     let (mut ledger, mut connection) = (Ledger::default(), None);
-    let begin = Instant::now();
+    let (begin, mut heavy) = (Instant::now(), 1);
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !ends.load(Ordering::Relaxed) {
@@ -71,6 +76,10 @@ async fn publish(address: Address, seed: u64, ends: Arc<AtomicBool>) -> Result<L
         stream.take_due(now(), |event| {
             messages.push(event, |message| due.push(RecordedMessage::from(message)));
         });
+        if ballast.load(Ordering::Relaxed) {
+            due.extend([heavy_task(seed, heavy), heavy_task(seed, heavy + 1)]);
+            heavy += 2;
+        }
         if due.is_empty() {
             continue;
         }
@@ -90,6 +99,21 @@ async fn publish(address: Address, seed: u64, ends: Arc<AtomicBool>) -> Result<L
         }
     }
     Ok(ledger)
+}
+
+/// Returns a task with many arguments, of which nothing more is heard.
+fn heavy_task(seed: u64, number: u64) -> RecordedMessage {
+    let hostname = "celery@heavy".to_owned();
+    let id = Uuid::from_u64_pair(seed, number);
+    let (seconds, arguments) = (now() as f64 / 1e6, "-".repeat(BALLAST));
+    let body = format!(
+        r#"{{"type": "task-received", "uuid": "{id}", "name": "heavy", "args": "{arguments}", "kwargs": "{{}}", "hostname": "{hostname}", "utcoffset": 0, "pid": 1, "clock": {number}, "timestamp": {seconds:.6}}}"#
+    );
+    RecordedMessage {
+        routing_key: "task.received",
+        hostname,
+        body,
+    }
 }
 
 async fn send(connection: &mut Option<Connection>, address: &Address, messages: &[RecordedMessage]) -> Result<()> {

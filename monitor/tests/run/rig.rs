@@ -101,6 +101,20 @@ impl Registered {
 
     /// Returns the directory of a spool.
     pub(crate) fn spool(&self, name: &str) -> std::path::PathBuf {
+        self.path(name)
+    }
+
+    /// Copies what the monitor has mounted, for another monitor that is to have other ways.
+    pub(crate) fn copy_config(&self, name: &str) -> Result<()> {
+        std::fs::create_dir(self.path(name))?;
+        for entry in std::fs::read_dir(self.config_directory())? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), self.path(name).join(entry.file_name()))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.directory.path().join(name)
     }
 }
@@ -255,7 +269,7 @@ pub(crate) struct MonitorProcess {
 }
 
 impl MonitorProcess {
-    fn start(config: &Path, spool: &Path, more: &[&str]) -> Result<Self> {
+    pub(crate) fn start(config: &Path, spool: &Path, more: &[&str]) -> Result<Self> {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let log = config.with_file_name(format!("log-{}", admin.port()));
         let child = Command::new(env!("CARGO_BIN_EXE_kanchi-monitor"))
