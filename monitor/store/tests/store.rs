@@ -15,6 +15,8 @@ mod failures;
 mod generations;
 #[path = "store/lease.rs"]
 mod lease;
+#[path = "store/live_lists.rs"]
+mod live_lists;
 #[path = "store/marks.rs"]
 mod marks;
 #[path = "store/plans.rs"]

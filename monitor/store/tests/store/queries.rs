@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use crate::world::{self, Monitor, NOON, World, batch, chunk, json, live, now, received, started, succeeded};
 
-async fn query(world: &World) -> StoreQuery {
+pub(crate) async fn query(world: &World) -> StoreQuery {
     StoreQuery::connect(&world.owner).await.unwrap()
 }
 
-fn id(number: usize) -> String {
+pub(crate) fn id(number: usize) -> String {
     format!("task-{number:04}")
 }
 
@@ -26,12 +26,12 @@ fn ended(id: &str, second: i64) -> kanchi_store::LiveTask {
     )
 }
 
-async fn store(m: &mut Monitor, tasks: Vec<kanchi_store::LiveTask>) {
+pub(crate) async fn store(m: &mut Monitor, tasks: Vec<kanchi_store::LiveTask>) {
     m.writer.commit(&batch(m.epoch, tasks)).await.unwrap();
 }
 
 /// All pages of a list.
-async fn pages(query: &StoreQuery, filter: &TaskFilter, order: TaskOrder, limit: u16) -> Vec<TaskSummary> {
+pub(crate) async fn pages(query: &StoreQuery, filter: &TaskFilter, order: TaskOrder, limit: u16) -> Vec<TaskSummary> {
     let (mut all, mut request) = (Vec::new(), PageRequest::first(limit));
     loop {
         let page = query.tasks(filter, order, &request, now()).await.unwrap();
@@ -44,7 +44,7 @@ async fn pages(query: &StoreQuery, filter: &TaskFilter, order: TaskOrder, limit:
     }
 }
 
-fn ids(tasks: &[TaskSummary]) -> Vec<&str> {
+pub(crate) fn ids(tasks: &[TaskSummary]) -> Vec<&str> {
     tasks.iter().map(|task| task.task_id.as_str()).collect()
 }
 
@@ -389,60 +389,6 @@ async fn each_filter_finds_what_it_says() {
             .await
             .is_err()
     );
-}
-
-#[tokio::test]
-async fn live_tasks_are_filtered_as_they_are_now() {
-    let world = World::new().await;
-    let mut m = world.monitor("orders").await;
-    store(
-        &mut m,
-        vec![
-            live("a", &[received("a", 0)], false),
-            live("b", &[received("b", 0), started("b", 1)], false),
-        ],
-    )
-    .await;
-    let query = query(&world).await;
-    let of = async |state: &str| {
-        let filter = TaskFilter {
-            state: Words::one(state),
-            name: Words::one("shop.*"),
-            ..TaskFilter::default()
-        };
-        let found = pages(&query, &filter, TaskOrder::Arrived, 10).await;
-        found.into_iter().map(|task| task.task_id).collect::<Vec<_>>()
-    };
-    assert_eq!(
-        (of("RECEIVED").await, of("STARTED").await),
-        (vec!["a".to_owned()], vec!["b".to_owned()])
-    );
-    assert_eq!(of("SUCCESS").await, Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn more_live_tasks_than_a_page_looks_at_are_found_by_going_on() {
-    let world = World::new().await;
-    let mut m = world.monitor("orders").await;
-    // All of one transaction, so that all have one time.
-    let tasks = (0..4_500)
-        .map(|number| live(&id(number), &[received(&id(number), 0)], false))
-        .collect();
-    store(&mut m, tasks).await;
-    let query = query(&world).await;
-    let filter = TaskFilter {
-        task_id: Words::one(id(4_400)),
-        ..TaskFilter::default()
-    };
-    let request = PageRequest::first(10);
-    let page = query.tasks(&filter, TaskOrder::Arrived, &request, now()).await.unwrap();
-    assert_eq!(
-        (page.tasks.len(), page.partial.is_some(), page.next.is_some()),
-        (0, true, true)
-    );
-    assert_eq!(ids(&pages(&query, &filter, TaskOrder::Arrived, 10).await), [id(4_400)]);
-    let all = pages(&query, &TaskFilter::default(), TaskOrder::Arrived, 500).await;
-    assert_eq!(ids(&all), (0..4_500).map(id).collect::<Vec<_>>());
 }
 
 #[tokio::test]
