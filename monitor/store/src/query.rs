@@ -22,6 +22,7 @@ use sqlx::{Executor, PgConnection, PgPool, Postgres, Row, Transaction};
 pub use failures::{FailureGroup, FailureOrder, FailurePage};
 pub use filter::{TaskFilter, TimeField, Words};
 pub use names::TaskName;
+pub(crate) use single::chunks_of;
 pub use single::{EventPage, Family, StateCounts};
 pub use state::{QueueNow, QueueSample};
 pub use summary::TaskSummary;

@@ -9,7 +9,7 @@ use sqlx::{PgConnection, Row};
 use crate::connection::{self, within};
 use crate::error::{During, Error, ErrorKind, Result};
 use crate::packed::PackedEvents;
-use crate::query::used_classes;
+use crate::query;
 use crate::url::StoreUrl;
 
 /// Reads what monitors stored, under the role that owns the schema.
@@ -96,19 +96,8 @@ impl StoreReader {
     /// Returns the stored event arrays (JSON) of one task, in order of storage, at most 1,000.
     pub async fn events(&mut self, broker_key: i32, task_id: &str) -> Result<Vec<Vec<u8>>> {
         const OPERATION: &str = "load the events of a task";
-        let rows = within(OPERATION, async {
-            let classes = used_classes(&mut self.connection, "task").await?;
-            let chunk_classes = used_classes(&mut self.connection, "event_chunk").await?;
-            let query = sqlx::query(include_str!("sql/task_events.sql"))
-                .bind(broker_key)
-                .bind(task_id)
-                .bind(0_i64)
-                .bind(1_000_i64)
-                .bind(classes)
-                .bind(chunk_classes);
-            query.fetch_all(&mut self.connection).await.during(OPERATION)
-        })
-        .await?;
+        let chunks = query::chunks_of(&mut self.connection, (broker_key, task_id), 0, 1_000);
+        let rows = within(OPERATION, chunks).await?;
         rows.iter()
             .map(|row| {
                 let events = PackedEvents::from_stored(row.get(1)).unpack(Some(task_id));

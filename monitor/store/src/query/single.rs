@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use kanchi_domain::UnixMicros;
-use sqlx::Row;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 
 use crate::error::{During, Error, ErrorKind, Result};
 use crate::packed::PackedEvents;
@@ -45,6 +46,27 @@ pub struct StateCounts {
     pub by_state: BTreeMap<String, u64>,
     /// Time ran out: these are the tasks since then, and there are at least so many.
     pub at_least_since: Option<UnixMicros>,
+}
+
+/// Reads chunks of a task's events stored after a moment (microseconds), as `task_events.sql` says.
+pub(crate) async fn chunks_of(
+    connection: &mut PgConnection,
+    (broker_key, task_id): (i32, &str),
+    after: i64,
+    limit: u16,
+) -> Result<Vec<PgRow>> {
+    let classes = used_classes(connection, "task").await?;
+    let chunk_classes = used_classes(connection, "event_chunk").await?;
+    sqlx::query(include_str!("../sql/task_events.sql"))
+        .bind(broker_key)
+        .bind(task_id)
+        .bind(after)
+        .bind(i64::from(limit))
+        .bind(classes)
+        .bind(chunk_classes)
+        .fetch_all(connection)
+        .await
+        .during("load the events of a task")
 }
 
 impl StoreQuery {
@@ -91,18 +113,7 @@ impl StoreQuery {
             None => 0,
         };
         let mut connection = self.acquire(OPERATION).await?;
-        let classes = used_classes(&mut connection, "task").await?;
-        let chunk_classes = used_classes(&mut connection, "event_chunk").await?;
-        let rows = sqlx::query(include_str!("../sql/task_events.sql"))
-            .bind(broker_key)
-            .bind(task_id)
-            .bind(after)
-            .bind(i64::from(limit) + 1)
-            .bind(classes)
-            .bind(chunk_classes)
-            .fetch_all(&mut *connection)
-            .await
-            .during(OPERATION)?;
+        let rows = chunks_of(&mut connection, (broker_key, task_id), after, limit + 1).await?;
         let shown = rows.iter().take(usize::from(limit));
         let next = (rows.len() > usize::from(limit))
             .then(|| shown.clone().last().map(|row| row.get::<i64, _>(0).to_string()))
