@@ -115,6 +115,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
             where inhparent = format('kanchi.%s_%s', p_table, class)::regclass and pg_relation_size(inhrelid) > 0))
 $$;
 
+-- Whether a row is in one of these classes, and not in a partition that waits for days to come: none is stored in the future. Put in
+-- its place, it chooses partitions before they are opened; each class by itself, since Postgres chooses none by an array.
+create function kanchi.stored_in(p_classes smallint[], p_retention_days smallint, p_stored_at timestamptz) returns boolean
+language sql stable parallel safe as $$
+    select p_retention_days in (p_classes[1], p_classes[2], p_classes[3], p_classes[4], p_classes[5], p_classes[6], p_classes[7])
+        and p_stored_at < now() + interval '1 day'
+$$;
+
 -- === Generations: the index of tasks by id ===
 
 -- Ids come in no order. Once one index over all of them has outgrown the server's buffers, each row reads, writes and logs a
@@ -185,16 +193,14 @@ language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
     select array(select kanchi.task_key(g, i) from unnest(p_generations) as g, unnest(p_task_id) as i)
 $$;
 
--- All rows of an id, of all brokers, in these classes. One by one: Postgres does not choose partitions by an array. None is stored
--- in the future: partitions that wait for it are left alone.
+-- All rows of an id, of all brokers, in these classes.
 create function kanchi.tasks_by_id(p_task_id text, p_classes smallint[]) returns setof kanchi.task
 language sql stable as $$
     select t.* from kanchi.history_days('-infinity', null) as day cross join lateral (
         select k.* from kanchi.task k
         where kanchi.task_key(k.generation, k.task_id) = any (kanchi.task_keys(array[p_task_id], day.generations))
             and k.task_id = p_task_id and k.stored_at >= day.since and k.stored_at <= day.until
-            and k.retention_days in (p_classes[1], p_classes[2], p_classes[3], p_classes[4], p_classes[5], p_classes[6], p_classes[7])
-            and k.stored_at < now() + interval '1 day'
+            and kanchi.stored_in(p_classes, k.retention_days, k.stored_at)
         offset 0) as t
 $$;
 

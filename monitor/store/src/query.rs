@@ -130,9 +130,7 @@ impl StoreQuery {
     }
 }
 
-/// Returns the retention classes of a table that have rows, shortest first: the partitions of the others need not be opened.
-///
-/// A condition on them names each: Postgres chooses no partition by an array.
+/// Returns the retention classes of a table that have rows, shortest first, for `kanchi.stored_in`.
 pub(crate) async fn used_classes(connection: &mut PgConnection, table: &str) -> Result<Vec<i16>> {
     sqlx::query_scalar("select kanchi.used_classes($1)")
         .bind(table)

@@ -108,8 +108,8 @@ impl StoreQuery {
         let query = sqlx::query(
             "select kanchi.unix_micros(sampled_at), ready, unacked, consumers from kanchi.queue_sample
              where broker_id = $1 and queue_name = $2 and sampled_at >= kanchi.micros($3) and sampled_at < kanchi.micros($4)
-                and stored_at >= kanchi.micros($3) - interval '1 day' and stored_at < now() + interval '1 day'
-                and retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7])
+                and stored_at >= kanchi.micros($3) - interval '1 day'
+                and kanchi.stored_in($6, retention_days, stored_at)
              order by sampled_at desc limit $5",
         );
         let rows = query

@@ -14,7 +14,6 @@ use crate::query::filter::{TaskFilter, TimeField, Words};
 use crate::query::single::StateCounts;
 use crate::query::summary::{self, TaskSummary};
 use crate::query::{PageRequest, StoreQuery, live, set_timeout, used_classes};
-use crate::retention::RetentionClass;
 
 /// Most tasks of one page.
 pub const PAGE_LIMIT: u16 = 500;
@@ -339,13 +338,9 @@ impl<'a> Scan<'a> {
             .push_bind(low)
             .push(") - ")
             .push(CLOCK_AHEAD);
-        // None is stored in the future: partitions that wait for it are left alone.
-        sql.push(" and t.stored_at < now() + interval '1 day' and t.retention_days in (");
-        let mut classes = sql.separated(", ");
-        for place in 0..RetentionClass::ALL.len() {
-            classes.push_bind(self.classes.get(place).copied());
-        }
-        sql.push(")");
+        sql.push(" and kanchi.stored_in(")
+            .push_bind(self.classes.clone())
+            .push(", t.retention_days, t.stored_at)");
         sql.push(" and (")
             .push(time)
             .push(" < kanchi.micros(")

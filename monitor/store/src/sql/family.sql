@@ -3,8 +3,7 @@
 select kanchi.unix_micros(coalesce(t.received_at, t.sent_at, t.started_at, t.finished_at, t.stored_at)) as place, {columns}
 from (select * from kanchi.task k where k.broker_id::bigint = $1
     and hashtextextended(k.root_id, 0) = hashtextextended($2, 0) and k.root_id = $2 and k.root_id <> k.task_id
-    and k.retention_days in (($4::smallint[])[1], ($4)[2], ($4)[3], ($4)[4], ($4)[5], ($4)[6], ($4)[7])
-    and k.stored_at < now() + interval '1 day' offset 0) as t
+    and kanchi.stored_in($4, k.retention_days, k.stored_at) offset 0) as t
 where not exists (select from kanchi.task_live l where l.broker_id = t.broker_id and l.task_id = t.task_id)
 union all
 select kanchi.unix_micros(coalesce(t.received_at, t.sent_at, t.started_at, t.finished_at, t.stored_at)), {columns}

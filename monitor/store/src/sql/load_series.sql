@@ -6,6 +6,6 @@ from unnest($1::integer[]) as b (broker_id) cross join unnest($7::text[]) as k (
     select * from kanchi.statistic t
     where t.broker_id::bigint = b.broker_id and t.dimension = $2 and t.step_seconds = $3 and t.key = k.key
         and t.starts_at >= kanchi.micros($4 * 1000000) and t.starts_at < kanchi.micros($5 * 1000000)
-        and t.stored_at >= kanchi.micros($4 * 1000000) - interval '2 days' and t.stored_at < now() + interval '1 day'
-        and t.retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7])
+        and t.stored_at >= kanchi.micros($4 * 1000000) - interval '2 days'
+        and kanchi.stored_in($6, t.retention_days, t.stored_at)
     offset 0) as s

@@ -25,8 +25,8 @@ from days d cross join lateral (
     where date_bin('1 minute', e.stored_at, timestamptz '2000-01-01 00:00:00+00')
             = any (array(select generate_series(d.since, d.until, interval '1 minute')))
         and hashtextextended(e.task_id, 0) = hashtextextended($2, 0) and e.task_id = $2 and e.broker_id = $1
-        and e.stored_at >= d.since and e.stored_at < d.until and e.stored_at < now() + interval '1 day'
-        and e.retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7])
+        and e.stored_at >= d.since and e.stored_at < d.until
+        and kanchi.stored_in($6, e.retention_days, e.stored_at)
     offset 0
 ) as c
 where c.stored_at > kanchi.micros($3)

@@ -263,8 +263,8 @@ async fn keys(connection: &mut PgConnection, asked: Asked<'_>, pieces: &[Piece],
         "select key, least(greatest(sum({0}), -1e15), 1e15)::bigint from kanchi.statistic
          where broker_id = any ($1) and dimension = $2 and step_seconds = $3
             and starts_at >= kanchi.micros($4 * 1000000) and starts_at < kanchi.micros($5 * 1000000)
-            and stored_at >= kanchi.micros($4 * 1000000) - interval '2 days' and stored_at < now() + interval '1 day'
-            and retention_days in (($6::smallint[])[1], ($6)[2], ($6)[3], ($6)[4], ($6)[5], ($6)[6], ($6)[7]) and {0} <> 0
+            and stored_at >= kanchi.micros($4 * 1000000) - interval '2 days'
+            and kanchi.stored_in($6, retention_days, stored_at) and {0} <> 0
          group by key order by 2 desc limit {CANDIDATES}",
         by.as_str()
     );

@@ -350,6 +350,14 @@ async fn each_query_has_its_index_and_misses_it_when_it_is_gone() {
         !world.server.log().contains("Seq Scan on task_live"),
         "the live tasks are read one by one"
     );
+    // The text of a query names the schema, a plan that calls a function does not.
+    let log = world.server.log();
+    for function in ["stored_in(", "micros("] {
+        let in_texts = log.matches(&format!("kanchi.{function}")).count()
+            + log.matches(&format!("kanchi.unix_{function}")).count();
+        let called = log.matches(function).count() - in_texts;
+        assert_eq!(called, 0, "{function} is called for each row");
+    }
 
     for (index, queries) in INDEXES {
         let again = without(&world, index);
