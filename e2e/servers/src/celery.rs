@@ -6,7 +6,6 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -25,8 +24,6 @@ pub const NEWEST: &str = "newest";
 pub struct Celery {
     /// Folder with `python` and `celery`.
     bin: PathBuf,
-    /// Folder of the application.
-    modules: String,
     /// Environment of every process.
     settings: Vec<(String, String)>,
 }
@@ -70,7 +67,7 @@ pub struct WorkerOptions {
     /// More arguments of `celery worker`.
     pub arguments: Vec<String>,
     /// A clock of its own.
-    pub clock: Option<Arc<Clock>>,
+    pub clock: Option<Clock>,
 }
 
 /// Whether a worker sends task events from the start.
@@ -102,7 +99,7 @@ pub struct Worker {
     log: PathBuf,
     _folder: TempDir,
     /// It runs by it to its end.
-    _clock: Option<Arc<Clock>>,
+    _clock: Option<Clock>,
 }
 
 // === impl Celery ===
@@ -113,15 +110,14 @@ impl Celery {
         let bin = environment(version).await?;
         let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/celery-app");
         let app = app.canonicalize().context("failed to find examples/celery-app")?;
-        let modules = app.display().to_string();
         let settings = vec![
             ("BROKER_URL".to_owned(), broker_url.to_owned()),
-            ("PYTHONPATH".to_owned(), modules.clone()),
+            ("PYTHONPATH".to_owned(), app.display().to_string()),
             ("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned()),
             // The tests may run as root; Celery warns about it at length.
             ("C_FORCE_ROOT".to_owned(), "1".to_owned()),
         ];
-        Ok(Self { bin, modules, settings })
+        Ok(Self { bin, settings })
     }
 
     /// Adds a setting of the application, for example `RESULT_BACKEND` or `JOURNAL`.
@@ -187,7 +183,7 @@ impl Celery {
             .process_group(0)
             .stdin(Stdio::null());
         if let Some(clock) = &options.clock {
-            clock.apply(&mut command, &self.modules);
+            clock.apply(&mut command);
         }
         command
             .stdout(output.try_clone().context("failed to share the worker's log")?)

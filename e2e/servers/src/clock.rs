@@ -4,15 +4,18 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use tokio::process::Command;
 
 /// A clock that can be set while workers run by it. What they measure durations with is left alone, as when a real clock is set.
-#[derive(Debug)]
+///
+/// Copies of it are the same clock; a worker keeps one to its end.
+#[derive(Clone, Debug)]
 pub struct Clock {
-    folder: TempDir,
+    folder: Arc<TempDir>,
 }
 
 impl Clock {
@@ -22,7 +25,9 @@ impl Clock {
         // Python runs a module of this name before anything else.
         let module = folder.path().join("sitecustomize.py");
         fs::write(module, include_str!("clock.py")).context("failed to write a clock's module")?;
-        let clock = Self { folder };
+        let clock = Self {
+            folder: Arc::new(folder),
+        };
         clock.set(seconds_off)?;
         Ok(clock)
     }
@@ -35,9 +40,13 @@ impl Clock {
         fs::rename(partly, self.file()).context("failed to set a clock")
     }
 
-    /// Lets a Python whose modules are in this folder run by the clock.
-    pub(crate) fn apply(&self, command: &mut Command, modules: &str) {
-        let path = format!("{}:{modules}", self.folder.path().display());
+    /// Lets a Python run by the clock, beside the modules that it has on its path already.
+    pub(crate) fn apply(&self, command: &mut Command) {
+        let set = command.as_std().get_envs().find(|(name, _)| *name == "PYTHONPATH");
+        let modules = set.and_then(|(_, modules)| modules).unwrap_or_default();
+        let mut path = self.folder.path().as_os_str().to_owned();
+        path.push(":");
+        path.push(modules);
         command.env("PYTHONPATH", path).env("CLOCK_FILE", self.file());
     }
 

@@ -14,9 +14,7 @@ async fn the_task_of_a_killed_worker_is_orphaned_and_stays_so_beside_its_success
     let redis = Redis::start_new()?;
     let mut scene = Scene::new(&redis.url(0), |_| {}).await?;
     let (doomed, id) = scene.busy_worker(&[]).await?;
-    doomed.kill().await?;
-    scene.until_state(&id, "ORPHANED")?;
-    assert_eq!(scene.findings()?, (1, 0));
+    scene.loses(doomed, &id).await?;
     let successor = scene.worker(&[]).await?;
     let done = scene.celery.publish("success", 1).await?;
     scene.until_state(&done.first().context("nothing was published")?.id, "SUCCESS")?;
@@ -165,10 +163,7 @@ async fn on_a_read_only_broker_silence_alone_decides() -> Result<()> {
     let redis = Redis::start_new()?;
     let mut scene = Scene::new(&redis.url(0), |config| config.read_only = true).await?;
     let (doomed, id) = scene.busy_worker(&[]).await?;
-    doomed.kill().await?;
-    scene.until_state(&id, "ORPHANED")?;
-    assert_eq!(scene.findings()?, (1, 0));
-    Ok(())
+    scene.loses(doomed, &id).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

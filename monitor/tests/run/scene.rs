@@ -1,6 +1,5 @@
 //! A store, a monitor that judges soon, and real workers of one broker.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -64,9 +63,9 @@ impl Scene {
     }
 
     /// Starts a worker that runs by a clock of its own.
-    pub(crate) async fn worker_with_clock(&self, clock: &Arc<Clock>) -> Result<Worker> {
+    pub(crate) async fn worker_with_clock(&self, clock: &Clock) -> Result<Worker> {
         let options = WorkerOptions {
-            clock: Some(Arc::clone(clock)),
+            clock: Some(clock.clone()),
             ..one_slot(&[])
         };
         self.celery.start_worker(&options).await
@@ -77,6 +76,14 @@ impl Scene {
         self.monitor.until(&format!("{id} is {state}"), PATIENCE, |_| {
             task(rig, id).is_ok_and(|(found, _)| found == state)
         })
+    }
+
+    /// Kills a worker, and waits until its task is orphaned: it was found lost, once.
+    pub(crate) async fn loses(&mut self, doomed: Worker, id: &str) -> Result<()> {
+        doomed.kill().await?;
+        self.until_state(id, "ORPHANED")?;
+        assert_eq!(self.findings()?, (1, 0));
+        Ok(())
     }
 
     /// Waits until a task has succeeded and asserts that nobody ever took its worker for lost.
