@@ -6,6 +6,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::error::{Error, ErrorKind, Result};
 use crate::query::tasks::TaskOrder;
 
+/// Earlier than any task.
+pub(super) const BEGINNING: i64 = 0;
+/// The year 9999.
+pub(super) const END: i64 = 253_402_300_799_999_999;
+
 /// A place in a list: newest first, then by broker, then by id (byte by byte). Smaller comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -32,6 +37,14 @@ impl Place {
     /// After all tasks of that time.
     pub(super) fn behind(micros: i64) -> Self {
         Self::new(micros, i32::MAX, "")
+    }
+
+    /// Returns the place that comes first; `None` comes last.
+    pub(super) fn first(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
     }
 
     pub(super) fn micros(&self) -> i64 {

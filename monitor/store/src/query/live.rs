@@ -7,10 +7,9 @@ use kanchi_domain::UnixMicros;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use crate::error::{During, Result};
-use crate::query::cursor::Place;
+use crate::query::cursor::{BEGINNING, END, Place};
 use crate::query::filter::{TaskFilter, TimeField};
-use crate::query::summary;
-use crate::query::tasks::{BEGINNING, END, Found, first};
+use crate::query::summary::{self, Found};
 
 const OPERATION: &str = "list tasks";
 
@@ -89,7 +88,7 @@ impl Scan<'_> {
             broker = Some(task.broker_key);
             let examined: i64 = row.get(5);
             if read == self.wanted || usize::try_from(examined) == Ok(self.examined) {
-                found.covered = first(found.covered, Some(task.place.clone()));
+                found.covered = Place::first(found.covered, Some(task.place.clone()));
             }
             if self.filter.matches(&task, UnixMicros(task.place.micros())) {
                 found.tasks.push(task);

@@ -64,6 +64,14 @@ pub struct TaskSummary {
     pub(super) place: Place,
 }
 
+/// What one source gave.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) tasks: Vec<TaskSummary>,
+    /// The last place up to which nothing is missing; `None`: nothing is missing at all.
+    pub(super) covered: Option<Place>,
+}
+
 /// Columns of [`settled`], after the place.
 pub(super) const COLUMNS: &str = "t.broker_id, t.task_id, t.state, t.mark, t.name, t.queue, t.queue_inferred, t.worker,
     t.retries, t.root_id, t.parent_id, kanchi.unix_micros(t.sent_at), kanchi.unix_micros(t.received_at),

@@ -9,10 +9,10 @@ use kanchi_domain::UnixMicros;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use crate::error::{During, Error, ErrorKind, Result};
-use crate::query::cursor::{Cursor, Place};
+use crate::query::cursor::{BEGINNING, Cursor, END, Place};
 use crate::query::filter::{TaskFilter, TimeField, Words};
 use crate::query::single::StateCounts;
-use crate::query::summary::{self, TaskSummary};
+use crate::query::summary::{self, Found, TaskSummary};
 use crate::query::{PageRequest, StoreQuery, live, set_timeout, used_classes};
 
 /// Most tasks of one page.
@@ -42,11 +42,6 @@ const LONGEST: i64 = 400 * 86_400 * 1_000_000;
 
 /// A worker's clock may be ahead of the server's by so much before a slice misses its tasks.
 const CLOCK_AHEAD: &str = "interval '1 day'";
-
-/// Earlier than any task.
-pub(super) const BEGINNING: i64 = 0;
-/// The year 9999.
-pub(super) const END: i64 = 253_402_300_799_999_999;
 
 /// How a list is ordered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,8 +153,8 @@ async fn page(
             live::page(snapshot, scan.filter, &scan.brokers, (behind, scan.from), limit, now).await?
         }
     };
-    let settled = scan.settled(snapshot, &cursor, limit, now, began).await?;
-    let covered = first(live.covered, settled.covered);
+    let (settled, width) = scan.settled(snapshot, &cursor, limit, now, began).await?;
+    let covered = Place::first(live.covered, settled.covered);
     let mut tasks = live.tasks;
     tasks.extend(settled.tasks);
     tasks.sort_by(|a, b| a.place.cmp(&b.place));
@@ -177,27 +172,15 @@ async fn page(
         .as_ref()
         .filter(|_| tasks.len() < limit)
         .map(|place| UnixMicros(place.micros()));
-    let width = settled.width;
-    let next = after.map(|after| Cursor { after, width, ..cursor }.write());
+    let next = after.map(|after| {
+        Cursor {
+            after,
+            width: Some(width),
+            ..cursor
+        }
+        .write()
+    });
     Ok(TaskPage { tasks, next, partial })
-}
-
-/// What one source gave.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) tasks: Vec<TaskSummary>,
-    /// The last place up to which nothing is missing; `None`: nothing is missing at all.
-    pub(super) covered: Option<Place>,
-    /// How wide the next slice of history may be.
-    width: Option<i64>,
-}
-
-/// Returns the place that comes first; `None` comes last.
-pub(super) fn first(a: Option<Place>, b: Option<Place>) -> Option<Place> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
 }
 
 impl<'a> Scan<'a> {
@@ -228,7 +211,7 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Settled tasks after a place, slice by slice.
+    /// Settled tasks after a place, slice by slice, and how wide the next slice may be.
     async fn settled(
         &self,
         connection: &mut PgConnection,
@@ -236,7 +219,7 @@ impl<'a> Scan<'a> {
         limit: usize,
         now: UnixMicros,
         began: Instant,
-    ) -> Result<Found> {
+    ) -> Result<(Found, i64)> {
         let mut found = Found::default();
         let mut slices = Slices::new(self, cursor.after.clone(), now, began);
         slices.width = cursor.width.unwrap_or(slices.width);
@@ -253,14 +236,12 @@ impl<'a> Scan<'a> {
             found.tasks.extend(rows);
             if found.tasks.len() > limit {
                 found.covered = found.tasks.last().map(|task| task.place.clone());
-                found.width = Some(slices.width);
-                return Ok(found);
+                return Ok((found, slices.width));
             }
             slices.next(low, connection).await?;
         }
         found.covered = slices.end;
-        found.width = Some(slices.width);
-        Ok(found)
+        Ok((found, slices.width))
     }
 
     async fn slice(
@@ -387,7 +368,7 @@ pub(super) async fn count(
         }
         slices.next(low, connection).await?;
     }
-    let covered = first(live.covered, slices.end);
+    let covered = Place::first(live.covered, slices.end);
     counts.at_least_since = covered.map(|place| UnixMicros(place.micros()));
     Ok(counts)
 }
