@@ -96,14 +96,6 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     order by 1
 $$;
 
--- Where the oldest partition of a table begins; null before the first upkeep.
-create function kanchi.oldest_partition(p_table text) returns timestamptz
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select min(to_date(right(relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC') from pg_class
-    where relnamespace = 'kanchi'::regnamespace and relkind = 'r' and relispartition
-        and relname ~ ('^' || p_table || '_\d+_\d{8}$')
-$$;
-
 -- The classes of a table that have rows: a file without bytes holds none. Queries name them, so that the partitions of the others
 -- need not be opened: each that a plan may read costs a query some forty microseconds, in which it reads nothing yet.
 create function kanchi.used_classes(p_table text) returns smallint[]
@@ -193,12 +185,16 @@ language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
     select array(select kanchi.task_key(g, i) from unnest(p_generations) as g, unnest(p_task_id) as i)
 $$;
 
--- All rows of an id, of all brokers, in these classes.
+-- All rows of an id, of all brokers, in these classes. Its keys are made once a day: a function that cannot be put in its place costs
+-- 40 us, and each partition would call it.
 create function kanchi.tasks_by_id(p_task_id text, p_classes smallint[]) returns setof kanchi.task
 language sql stable as $$
-    select t.* from kanchi.history_days('-infinity', null) as day cross join lateral (
+    select t.* from (
+        select d.since, d.until, array(select kanchi.task_key(g, p_task_id) from unnest(d.generations) as g) as keys
+        from kanchi.history_days('-infinity', null) as d offset 0
+    ) as day cross join lateral (
         select k.* from kanchi.task k
-        where kanchi.task_key(k.generation, k.task_id) = any (kanchi.task_keys(array[p_task_id], day.generations))
+        where kanchi.task_key(k.generation, k.task_id) = any (day.keys)
             and k.task_id = p_task_id and k.stored_at >= day.since and k.stored_at <= day.until
             and kanchi.stored_in(p_classes, k.retention_days, k.stored_at)
         offset 0) as t

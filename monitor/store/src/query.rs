@@ -9,6 +9,7 @@ mod filter;
 mod live;
 mod names;
 mod single;
+mod slices;
 mod state;
 mod summary;
 mod tasks;

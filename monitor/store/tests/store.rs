@@ -31,6 +31,8 @@ mod repair;
 mod settle;
 #[path = "store/shared_role.rs"]
 mod shared_role;
+#[path = "store/slices.rs"]
+mod slices;
 #[path = "store/statistics.rs"]
 mod statistics;
 #[path = "store/tenancy.rs"]

@@ -1,6 +1,6 @@
 -- One day of settled tasks, in the order in which a monitor would have stored them. $1: days ago, $2: tasks, $3: facts.
--- Names, queues and workers by Zipf's law (n ^ random()); tasks of eight brokers; one task in five belongs to a workflow
--- of ten; half run longer than a second, one in a hundred longer than ten minutes.
+-- Names, queues and workers by Zipf's law (n ^ random()), and the seven brokers, whose events must be theirs (events.sql);
+-- one task in five belongs to a workflow of ten; half run longer than a second, one in a hundred longer than ten minutes.
 -- A generation a day.
 with generation as (
     insert into kanchi.task_generation (generation, began_at, index_bytes)
@@ -25,7 +25,7 @@ select broker, case when state <> 'SUCCESS' or broker % 2 = 0 or $1 >= 13 then 3
 from (
     select i, broker, state, name_number, runtime, stored, stored - interval '0.2 s' as finished
     from (
-        select i, floor(8 ^ random())::integer as broker,
+        select i, floor(8 ^ (i * 0.618034::double precision - floor(i * 0.618034::double precision)))::integer as broker,
             case when r < 0.955 then 'SUCCESS' when r < 0.985 then 'FAILURE' when r < 0.995 then 'REVOKED'
                 when r < 0.998 then 'EXPIRED' else 'REJECTED' end as state,
             floor(200 ^ random())::bigint as name_number,

@@ -3,7 +3,10 @@
 //! What a row says is looked at by Postgres, so that those that cannot match are neither sent nor read; their facts, which
 //! alone know how a task is now, decide.
 
+use std::collections::BTreeMap;
+
 use kanchi_domain::UnixMicros;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use crate::error::{During, Result};
@@ -28,6 +31,18 @@ struct Scan<'a> {
     examined: usize,
     /// So many of each broker are read, of those that may match.
     wanted: usize,
+    what: What,
+}
+
+/// What is read of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// The newest ones of all brokers together, as many as are read of one: each matches.
+    Newest,
+    /// All that may match.
+    Matches,
+    /// Their states: the facts of those alone whose time may have changed it.
+    States,
 }
 
 /// Returns the live tasks of a page of so many tasks, in no order.
@@ -39,10 +54,10 @@ pub(super) async fn page(
     limit: usize,
     now: UnixMicros,
 ) -> Result<Found> {
-    let examined = if filter.is_selective() {
-        (EXAMINED / brokers.len().max(1)).max(limit)
+    let (what, examined) = if filter.is_selective() {
+        (What::Matches, (EXAMINED / brokers.len().max(1)).max(limit))
     } else {
-        limit
+        (What::Newest, limit)
     };
     let wanted = if filter.is_told_by_rows() { limit } else { examined };
     let scan = Scan {
@@ -52,6 +67,7 @@ pub(super) async fn page(
         from,
         examined: examined + 1,
         wanted: wanted + 1,
+        what,
     };
     scan.read(connection, now).await
 }
@@ -63,33 +79,66 @@ pub(super) async fn all(
     brokers: &[i32],
     now: UnixMicros,
 ) -> Result<Found> {
-    let examined = EXAMINED / brokers.len().max(1) + 1;
-    let scan = Scan {
-        filter,
-        brokers,
-        behind: Place::ahead_of(END),
-        from: BEGINNING,
-        examined,
-        wanted: examined,
-    };
-    scan.read(connection, now).await
+    Scan::of_all(filter, brokers, What::Matches).read(connection, now).await
 }
 
-impl Scan<'_> {
+/// Counts the states of all live tasks that match among the newest 4,000 of these brokers; returns also the last place up to which
+/// all were looked at.
+pub(super) async fn states(
+    connection: &mut PgConnection,
+    filter: &TaskFilter,
+    brokers: &[i32],
+    now: UnixMicros,
+) -> Result<(BTreeMap<String, u64>, Option<Place>)> {
+    let mut states = BTreeMap::<_, u64>::new();
+    if !filter.is_told_by_rows() {
+        let found = all(connection, filter, brokers, now).await?;
+        for task in found.tasks {
+            *states.entry(task.state.as_str().to_owned()).or_default() += 1;
+        }
+        return Ok((states, found.covered));
+    }
+    let scan = Scan::of_all(filter, brokers, What::States);
+    let rows = scan.rows(connection).await?;
+    for row in &rows {
+        let state = if row.get::<Option<&[u8]>, _>(3).is_some() {
+            let task = summary::live(row, now)?;
+            let matches = filter.matches(&task, UnixMicros(task.place.micros()));
+            matches.then(|| task.state.as_str().to_owned())
+        } else {
+            row.get::<bool, _>(6).then(|| row.get(7))
+        };
+        if let Some(state) = state {
+            *states.entry(state).or_default() += 1;
+        }
+    }
+    Ok((states, scan.covered(&rows)))
+}
+
+impl<'a> Scan<'a> {
+    /// The newest 4,000 of the time that is asked for.
+    fn of_all(filter: &'a TaskFilter, brokers: &'a [i32], what: What) -> Self {
+        let examined = EXAMINED / brokers.len().max(1) + 1;
+        let bound = |time: Option<UnixMicros>| time.filter(|_| filter.time_field == TimeField::Received);
+        Self {
+            filter,
+            brokers,
+            behind: Place::ahead_of(bound(filter.to).map_or(END, |to| to.0.saturating_sub(1).clamp(BEGINNING, END))),
+            from: bound(filter.from).map_or(BEGINNING, |from| from.0.clamp(BEGINNING, END)),
+            examined,
+            wanted: examined,
+            what,
+        }
+    }
+
     async fn read(&self, connection: &mut PgConnection, now: UnixMicros) -> Result<Found> {
-        let mut sql = QueryBuilder::new("");
-        self.write(&mut sql);
-        let rows = sql.build().fetch_all(connection).await.during(OPERATION)?;
-        let mut found = Found::default();
-        let (mut read, mut broker) = (0, None);
+        let rows = self.rows(connection).await?;
+        let mut found = Found {
+            covered: self.covered(&rows),
+            ..Found::default()
+        };
         for row in &rows {
             let task = summary::live(row, now)?;
-            read = if broker == Some(task.broker_key) { read + 1 } else { 1 };
-            broker = Some(task.broker_key);
-            let examined: i64 = row.get(5);
-            if read == self.wanted || usize::try_from(examined) == Ok(self.examined) {
-                found.covered = Place::first(found.covered, Some(task.place.clone()));
-            }
             if self.filter.matches(&task, UnixMicros(task.place.micros())) {
                 found.tasks.push(task);
             }
@@ -97,19 +146,45 @@ impl Scan<'_> {
         Ok(found)
     }
 
+    async fn rows(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>> {
+        let mut sql = QueryBuilder::new("");
+        self.write(&mut sql);
+        sql.build().fetch_all(connection).await.during(OPERATION)
+    }
+
+    /// Returns the last place up to which nothing is missing, since no more was looked at, or read, of one broker or of all.
+    fn covered(&self, rows: &[PgRow]) -> Option<Place> {
+        let place = |row: &PgRow| Place::new(row.get(2), row.get(0), row.get(1));
+        if self.what == What::Newest {
+            let last = rows.iter().map(place).max();
+            return last.filter(|_| rows.len() == self.wanted);
+        }
+        let (mut covered, mut read, mut broker) = (None, 0, None);
+        for row in rows {
+            let of: i32 = row.get(0);
+            read = if broker == Some(of) { read + 1 } else { 1 };
+            broker = Some(of);
+            let examined: i64 = row.get(5);
+            if read == self.wanted || usize::try_from(examined) == Ok(self.examined) {
+                covered = Place::first(covered, Some(place(row)));
+            }
+        }
+        covered
+    }
+
     /// Writes the query. The last row that is looked at is read whatever it says: it tells how far the page reaches. Facts are read
     /// last, of what is left.
     fn write(&self, sql: &mut QueryBuilder<'_, Postgres>) {
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         sql.push(
-            "select l.broker_id, l.task_id, kanchi.unix_micros(l.first_seen_at), f.facts, f.queue, l.number
-            from unnest(",
+            "select l.broker_id, l.task_id, kanchi.unix_micros(l.first_seen_at), f.facts, f.queue, l.number, l.may_match, l.state
+            from (select m.* from unnest(",
         );
         sql.push_bind(self.brokers.to_vec()).push(
             "::integer[]) as b (broker_id) cross join lateral (
                 select r.* from (
                     select n.*, row_number() over () as number from (
-                        select k.broker_id, k.task_id, k.first_seen_at, (true",
+                        select k.broker_id, k.task_id, k.first_seen_at, k.state, k.due_at is not null as may_change, (true",
         );
         self.filter.push_live(sql);
         sql.push(
@@ -127,11 +202,20 @@ impl Scan<'_> {
         sql.push_bind(count(self.examined))
             .push(") as n) as r where r.may_match or r.number = ");
         sql.push_bind(count(self.examined)).push(" limit ");
+        sql.push_bind(count(self.wanted)).push(") as m");
+        if self.what == What::Newest {
+            sql.push(" order by m.first_seen_at desc, m.broker_id, m.task_id collate \"C\" limit ");
+            sql.push_bind(count(self.wanted));
+        }
         // Joined, they might be read first, all of them: on an empty table that costs the same.
-        sql.push_bind(count(self.wanted)).push(
-            ") as l cross join lateral (
-                select a.facts, a.queue from kanchi.task_live a where a.broker_id = l.broker_id and a.task_id = l.task_id offset 0) as f",
+        sql.push(
+            " offset 0) as l left join lateral (
+                select a.facts, a.queue from kanchi.task_live a where a.broker_id = l.broker_id and a.task_id = l.task_id",
         );
+        if self.what == What::States {
+            sql.push(" and l.may_change");
+        }
+        sql.push(" offset 0) as f on true");
     }
 }
 

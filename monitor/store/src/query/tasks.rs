@@ -3,7 +3,7 @@
 //! History is read backwards in slices of time, so that Postgres opens the partitions of a slice only, and so that it is
 //! known how far a page got when its time is over. A slice grows while slices are cheap.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kanchi_domain::UnixMicros;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
@@ -12,8 +12,9 @@ use crate::error::{During, Error, ErrorKind, Result};
 use crate::query::cursor::{BEGINNING, Cursor, END, Place};
 use crate::query::filter::{TaskFilter, TimeField, Words};
 use crate::query::single::StateCounts;
+use crate::query::slices::Slices;
 use crate::query::summary::{self, Found, TaskSummary};
-use crate::query::{PageRequest, StoreQuery, live, set_timeout, used_classes};
+use crate::query::{PageRequest, StoreQuery, live, used_classes};
 
 /// Most tasks of one page.
 pub const PAGE_LIMIT: u16 = 500;
@@ -23,22 +24,8 @@ const OPERATION: &str = "list tasks";
 /// When a task came: see `0005_queries.sql`.
 const ARRIVED: &str = "coalesce(t.received_at, t.sent_at, t.started_at, t.finished_at, t.stored_at)";
 
-/// Beyond it no further slice is read: the page ends where the slices did.
-const BUDGET: Duration = Duration::from_millis(60);
-/// A slice that takes so much longer than the budget is given up. Not the first one: a page has to get somewhere.
-const GRACE: Duration = Duration::from_millis(25);
-
 /// Brokers that are each asked for themselves; a list of more is read by time, and its brokers are a filter.
 const SINGLE_BROKERS: usize = 16;
-
-/// The first slice: where every row matches, and where most rows may not.
-const FIRST_SLICE: i64 = 3_600_000_000;
-const FIRST_SELECTIVE_SLICE: i64 = 60_000_000;
-/// A slice is at most so many times as wide as the one before.
-const GROWTH: i64 = 16;
-const NARROWEST: i64 = 1_000_000;
-/// The longest retention and its widest partition; what is older is read in one last slice.
-const LONGEST: i64 = 400 * 86_400 * 1_000_000;
 
 /// A worker's clock may be ahead of the server's by so much before a slice misses its tasks.
 const CLOCK_AHEAD: &str = "interval '1 day'";
@@ -75,7 +62,8 @@ pub struct TaskPage {
     pub tasks: Vec<TaskSummary>,
     /// Where the next page begins; `None`: this was the last.
     pub next: Option<String>,
-    /// The time ran out before the page was full; all tasks newer than this are in this page or in those before.
+    /// The time ran out before the page was full; all tasks newer than this are in this page or in those before. A time in the far
+    /// future: it ran out before anything was found, and the next page asks for less at once.
     pub partial: Option<UnixMicros>,
 }
 
@@ -100,15 +88,18 @@ struct Scan<'a> {
     brokers: Vec<i32>,
     /// Retention classes that have rows.
     classes: Vec<i16>,
-    selective: bool,
+    /// Any number of rows may not match.
+    is_selective: bool,
     /// Bounds of the time that the list is ordered by, both included.
     from: i64,
     to: i64,
 }
 
 impl StoreQuery {
-    /// Returns a page of tasks. A filter that no index serves gives what 60 ms found, [`partial`](TaskPage::partial), and
+    /// Returns a page of tasks. A filter that no index serves gives what 40 ms found, [`partial`](TaskPage::partial), and
     /// a cursor to go on. A task that settles between two pages may stand elsewhere then, or in both.
+    ///
+    /// Not in the 40 ms: the wait for a connection, and the planning of what a session has not been asked before.
     pub async fn tasks(
         &self,
         filter: &TaskFilter,
@@ -117,7 +108,6 @@ impl StoreQuery {
         now: UnixMicros,
     ) -> Result<TaskPage> {
         filter.check(OPERATION)?;
-        let began = Instant::now();
         let limit = usize::from(request.limit.clamp(1, PAGE_LIMIT));
         let cursor = match &request.cursor {
             Some(text) => Cursor::read(text, order)?,
@@ -131,7 +121,7 @@ impl StoreQuery {
         let brokers = self.brokers(&mut snapshot, filter.brokers.as_deref()).await?;
         let classes = used_classes(&mut snapshot, "task").await?;
         let scan = Scan::new(filter, order, brokers, classes)?;
-        let page = page(&mut snapshot, &scan, cursor, limit, now, began).await;
+        let page = page(&mut snapshot, &scan, cursor, limit, now).await;
         // Nothing was written; a snapshot that a timeout ended is rolled back.
         snapshot.rollback().await.during(OPERATION)?;
         page
@@ -144,8 +134,12 @@ async fn page(
     cursor: Cursor,
     limit: usize,
     now: UnixMicros,
-    began: Instant,
 ) -> Result<TaskPage> {
+    if scan.is_selective {
+        // Planned within its time, a slice would be given up, and planned anew by the next page.
+        scan.slice(&nowhere(), END, 1, snapshot).await?;
+    }
+    let began = Instant::now();
     let live = match scan.way {
         Way::Finished => Found::default(),
         Way::Arrived | Way::Unsuccessful | Way::AnyBroker => {
@@ -192,6 +186,10 @@ impl<'a> Scan<'a> {
             }
             TaskOrder::Finished => Way::Finished,
             TaskOrder::Arrived if brokers.len() > SINGLE_BROKERS => Way::AnyBroker,
+            // All of all brokers: one look into each partition.
+            TaskOrder::Arrived if brokers.len() > 1 && filter.brokers.is_none() && !filter.is_selective() => {
+                Way::AnyBroker
+            }
             TaskOrder::Arrived if filter.is_unsuccessful() => Way::Unsuccessful,
             TaskOrder::Arrived => Way::Arrived,
         };
@@ -203,9 +201,9 @@ impl<'a> Scan<'a> {
         Ok(Self {
             filter,
             way,
-            brokers,
             classes,
-            selective: filter.is_selective(),
+            is_selective: filter.is_selective() || (way == Way::AnyBroker && filter.brokers.is_some()),
+            brokers,
             from: bound(filter.from, BEGINNING).clamp(BEGINNING, END),
             to: bound(filter.to, END).saturating_sub(1).clamp(BEGINNING, END),
         })
@@ -221,24 +219,23 @@ impl<'a> Scan<'a> {
         began: Instant,
     ) -> Result<(Found, i64)> {
         let mut found = Found::default();
-        let mut slices = Slices::new(self, cursor.after.clone(), now, began);
+        let first = cursor.after.clone().max(Place::ahead_of(self.to));
+        let mut slices = Slices::new((first, self.from), self.is_selective, now, began);
         slices.width = cursor.width.unwrap_or(slices.width);
-        while let Some(low) = slices.low() {
+        while let Some(low) = slices.begin(connection).await? {
             let wanted = limit + 1 - found.tasks.len();
-            let rows = match self.slice(&slices.first, low, wanted, connection).await {
-                Ok(rows) => rows,
-                Err(error) if error.kind() == ErrorKind::Timeout && slices.has_moved => {
-                    slices.give_up();
+            match self.slice(&slices.first, low, wanted, connection).await {
+                Ok(rows) => found.tasks.extend(rows),
+                Err(error) => {
+                    slices.give_up(error)?;
                     break;
                 }
-                Err(error) => return Err(error),
-            };
-            found.tasks.extend(rows);
+            }
             if found.tasks.len() > limit {
                 found.covered = found.tasks.last().map(|task| task.place.clone());
                 return Ok((found, slices.width));
             }
-            slices.next(low, connection).await?;
+            slices.next(low);
         }
         found.covered = slices.end;
         Ok((found, slices.width))
@@ -337,117 +334,45 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// Where no task is: a slice of it is planned, and reads nothing.
+fn nowhere() -> Place {
+    Place::ahead_of(END)
+}
+
 /// Counts tasks by state, newest first, until the time is over.
 pub(super) async fn count(
     connection: &mut PgConnection,
     filter: &TaskFilter,
     brokers: Vec<i32>,
     now: UnixMicros,
-    began: Instant,
 ) -> Result<StateCounts> {
     let classes = used_classes(connection, "task").await?;
     let scan = Scan::new(filter, TaskOrder::Arrived, brokers, classes)?;
-    let mut counts = StateCounts::default();
-    let live = live::all(connection, filter, &scan.brokers, now).await?;
-    for task in &live.tasks {
-        *counts.by_state.entry(task.state.as_str().to_owned()).or_default() += 1;
-    }
-    let mut slices = Slices::new(&scan, Place::ahead_of(END), now, began);
-    slices.width = FIRST_SELECTIVE_SLICE;
-    while let Some(low) = slices.low() {
-        let rows = match scan.count_slice(&slices.first, low, connection).await {
-            Ok(rows) => rows,
-            Err(error) if error.kind() == ErrorKind::Timeout && slices.has_moved => {
-                slices.give_up();
+    scan.count_slice(&nowhere(), END, connection).await?;
+    let began = Instant::now();
+    let (by_state, covered) = live::states(connection, filter, &scan.brokers, now).await?;
+    let mut counts = StateCounts {
+        by_state,
+        ..StateCounts::default()
+    };
+    let mut slices = Slices::new((Place::ahead_of(END), scan.from), true, now, began);
+    while let Some(low) = slices.begin(connection).await? {
+        match scan.count_slice(&slices.first, low, connection).await {
+            Ok(rows) => {
+                for (state, tasks) in rows {
+                    *counts.by_state.entry(state).or_default() += tasks.unsigned_abs();
+                }
+            }
+            Err(error) => {
+                slices.give_up(error)?;
                 break;
             }
-            Err(error) => return Err(error),
-        };
-        for (state, tasks) in rows {
-            *counts.by_state.entry(state).or_default() += tasks.unsigned_abs();
         }
-        slices.next(low, connection).await?;
+        slices.next(low);
     }
-    let covered = Place::first(live.covered, slices.end);
+    let covered = Place::first(covered, slices.end);
     counts.at_least_since = covered.map(|place| UnixMicros(place.micros()));
     Ok(counts)
-}
-
-/// How far history has been read.
-#[derive(Debug)]
-struct Slices {
-    first: Place,
-    width: i64,
-    from: i64,
-    now: UnixMicros,
-    began: Instant,
-    slice_began: Instant,
-    has_moved: bool,
-    is_over: bool,
-    /// What the server gives to a slice, once it was told.
-    allowed: Option<Duration>,
-    /// Where it ended for want of time.
-    end: Option<Place>,
-}
-
-impl Slices {
-    fn new(scan: &Scan<'_>, after: Place, now: UnixMicros, began: Instant) -> Self {
-        Self {
-            first: after.max(Place::ahead_of(scan.to)),
-            width: if scan.selective {
-                FIRST_SELECTIVE_SLICE
-            } else {
-                FIRST_SLICE
-            },
-            from: scan.from,
-            now,
-            began,
-            slice_began: Instant::now(),
-            has_moved: false,
-            is_over: false,
-            allowed: None,
-            end: None,
-        }
-    }
-
-    /// Begins a slice: how far back it goes. `None`: there is nothing to read, or no time for it.
-    fn low(&mut self) -> Option<i64> {
-        self.slice_began = Instant::now();
-        let first = self.first.micros();
-        // Few tasks are of the future: the first slice has them all.
-        let low = first.min(self.now.0).saturating_sub(self.width).max(self.from);
-        // Nothing is kept for so long.
-        let low = if low < self.now.0 - LONGEST { self.from } else { low };
-        (!self.is_over && self.end.is_none() && first >= self.from).then_some(low)
-    }
-
-    /// Ends before a slice that took too long; the next page tries a narrower one.
-    fn give_up(&mut self) {
-        self.end = Some(self.first.clone());
-        self.width = (self.width / GROWTH).max(NARROWEST);
-    }
-
-    /// Ends a slice.
-    async fn next(&mut self, low: i64, connection: &mut PgConnection) -> Result<()> {
-        self.first = Place::behind(low);
-        self.has_moved = true;
-        self.is_over = low <= self.from;
-        let left = BUDGET.saturating_sub(self.began.elapsed());
-        if self.is_over {
-            return Ok(());
-        }
-        self.width = grown(self.width, self.slice_began.elapsed(), left);
-        if left.is_zero() {
-            self.end = Some(self.first.clone());
-            return Ok(());
-        }
-        // Not each time: that would be as many questions as there are slices.
-        if self.allowed.is_none_or(|allowed| left < allowed / 2) {
-            self.allowed = Some(left);
-            set_timeout(connection, left + GRACE).await?;
-        }
-        Ok(())
-    }
 }
 
 /// Reads a page of each way, so that a session's first page finds the catalog read.
@@ -466,7 +391,7 @@ pub(super) async fn prepare(connection: &mut PgConnection) -> Result<(), sqlx::E
             way,
             brokers: vec![0],
             classes: vec![1],
-            selective: false,
+            is_selective: false,
             from: END,
             to: END,
         };
@@ -504,11 +429,4 @@ impl Way {
             Self::AnyBroker => "t.broker_id = any (",
         }
     }
-}
-
-/// Returns the width of the next slice, twice as wide at least: where Postgres is slow in itself, narrow slices get nowhere.
-/// One that turns out too wide runs into its time limit.
-fn grown(width: i64, took: Duration, left: Duration) -> i64 {
-    let factor = i64::try_from(left.as_micros() / 2 / took.as_micros().max(1)).unwrap_or(GROWTH);
-    width.saturating_mul(factor.clamp(2, GROWTH))
 }

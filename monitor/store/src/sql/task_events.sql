@@ -1,20 +1,10 @@
--- The task's rows say when its events were stored, give or take a minute for the clocks of two servers; of a task without a row
--- (history may end before the events do) they are looked for as far back as events are kept. Not before the oldest partition, nor
--- before the place where the page begins. Day by day, so that each partition is asked for its own minutes only.
--- $5, $6: `used_classes` of tasks and of chunks.
-with stored as (
-    select l.first_seen_at as since, now() as until from kanchi.task_live l where l.broker_id = $1 and l.task_id = $2
-    union all
-    select coalesce(t.first_stored_at, t.stored_at), t.stored_at from kanchi.tasks_by_id($2, $5) t where t.broker_id = $1
-), known as (
-    select min(since) as since, max(until) as until from stored
-), searched as (
-    select date_bin('1 minute', greatest(
-                coalesce(k.since, now() - make_interval(days => b.events_days + 1)) - interval '1 minute',
-                now() - interval '400 days', kanchi.oldest_partition('event_chunk'), kanchi.micros($3)),
+-- task_events
+-- Chunks of a task's events stored between $5 and $6, a minute more on either side, after $3. Day by day, so that each partition is
+-- asked for its own minutes only; all of them at once bound the partitions that are opened. $7: `used_classes` of chunks.
+with searched as materialized (
+    select date_bin('1 minute', greatest(kanchi.micros($5) - interval '1 minute', kanchi.micros($3)),
             timestamptz '2000-01-01 00:00:00+00') as since,
-        coalesce(k.until, now()) + interval '1 minute' as until
-    from known k, kanchi.broker b where b.broker_id = $1
+        kanchi.micros($6) + interval '1 minute' as until
 ), days as (
     select greatest(day, s.since) as since, least(day + interval '24 hours', s.until + interval '1 microsecond') as until
     from searched s, generate_series(date_bin('24 hours', s.since, timestamptz '2000-01-01 00:00:00+00'), s.until, interval '24 hours') as day
@@ -26,7 +16,8 @@ from days d cross join lateral (
             = any (array(select generate_series(d.since, d.until, interval '1 minute')))
         and hashtextextended(e.task_id, 0) = hashtextextended($2, 0) and e.task_id = $2 and e.broker_id = $1
         and e.stored_at >= d.since and e.stored_at < d.until
-        and kanchi.stored_in($6, e.retention_days, e.stored_at)
+        and e.stored_at >= kanchi.micros($5) - interval '2 minutes' and e.stored_at <= kanchi.micros($6) + interval '1 minute'
+        and kanchi.stored_in($7, e.retention_days, e.stored_at)
     offset 0
 ) as c
 where c.stored_at > kanchi.micros($3)
