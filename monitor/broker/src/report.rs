@@ -111,6 +111,8 @@ pub enum GapCause {
     SubscriberCut,
     /// Ring and disk spool were full; events were dropped here.
     SpoolFull,
+    /// The disk spool could not be read back.
+    SpoolDamaged,
     /// No monitor was running and the transport keeps nothing (Redis).
     MonitorRestart,
 }
@@ -124,6 +126,7 @@ impl GapCause {
             Self::QueueOverflow => "QueueOverflow",
             Self::SubscriberCut => "SubscriberCut",
             Self::SpoolFull => "SpoolFull",
+            Self::SpoolDamaged => "SpoolDamaged",
             Self::MonitorRestart => "MonitorRestart",
         }
     }

@@ -560,12 +560,13 @@ fn set(family: &Family<QueueLabel, Gauge>, label: &QueueLabel, value: Option<u64
     }
 }
 
-const GAP_CAUSES: [GapCause; 6] = [
+const GAP_CAUSES: [GapCause; 7] = [
     GapCause::BrokerRestart,
     GapCause::QueueExpired,
     GapCause::QueueOverflow,
     GapCause::SubscriberCut,
     GapCause::SpoolFull,
+    GapCause::SpoolDamaged,
     GapCause::MonitorRestart,
 ];
 
