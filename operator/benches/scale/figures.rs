@@ -157,6 +157,20 @@ impl Figures {
         lines.join("\n")
     }
 
+    /// Returns what is required and was missed.
+    pub(crate) fn missed(&self) -> Vec<&'static str> {
+        let peak = self.first.peak.max(self.second.peak);
+        let checks = [
+            (peak > 100 << 20, "memory"),
+            (self.quiet.calls.writes() > 0, "writes while nothing changes"),
+            (self.restarted > Duration::from_mins(5), "the time after a restart"),
+        ];
+        checks
+            .into_iter()
+            .filter_map(|(is_missed, what)| is_missed.then_some(what))
+            .collect()
+    }
+
     /// Returns calls by verb and resource in each phase.
     fn calls(&self) -> String {
         let phases = [

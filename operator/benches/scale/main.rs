@@ -30,7 +30,7 @@ mod statements;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use kanchi_test_servers::postgres::{Postgres, PostgresOptions};
 
 use crate::cluster::Cluster;
@@ -92,5 +92,7 @@ fn main() -> Result<()> {
     })?;
     say(&figures.table());
     say(&format!("\nall of it took {:.0} s", began.elapsed().as_secs_f64()));
+    let missed = figures.missed();
+    ensure!(missed.is_empty(), "missed what is required: {}", missed.join(", "));
     Ok(())
 }

@@ -5,6 +5,7 @@
 mod support;
 
 mod children;
+mod chores;
 mod deletion;
 mod leadership;
 mod references;

@@ -27,6 +27,8 @@ pub(crate) struct World {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) client: Client,
     pub(crate) namespace: String,
+    /// Name of the database.
+    database: String,
     files: TempDir,
     kubelet: tokio::task::JoinHandle<()>,
 }
@@ -49,10 +51,8 @@ impl World {
             .create(&PostParams::default(), &object)
             .await
             .expect("a namespace");
-        let url = cluster
-            .postgres
-            .create_installation(&format!("db_{}_{number}", test.replace('-', "_")))
-            .expect("a database");
+        let database = format!("db_{}_{number}", test.replace('-', "_"));
+        let url = cluster.postgres.create_installation(&database).expect("a database");
         let files = tempfile::tempdir().unwrap();
         std::fs::write(files.path().join("url"), url).unwrap();
         let kubelet = tokio::spawn(kubelet(client.clone(), namespace.clone()));
@@ -60,6 +60,7 @@ impl World {
             cluster,
             client,
             namespace,
+            database,
             files,
             kubelet,
         }
@@ -67,6 +68,11 @@ impl World {
 
     pub(crate) fn store_url_file(&self) -> PathBuf {
         self.files.path().join("url")
+    }
+
+    /// Asks this test's database, or changes it, as Postgres's superuser.
+    pub(crate) fn sql(&self, sql: &str) -> String {
+        self.cluster.postgres.sql(&self.database, sql).expect("an answer")
     }
 
     /// Gives a user the rights that the operator documents, by Roles only.
