@@ -8,7 +8,7 @@ use kanchi_test_servers::{peak_memory, processor_seconds};
 use tokio::runtime::Runtime;
 
 use crate::drive;
-use crate::redis::postgres;
+use crate::older::postgres;
 use crate::rig::{MonitorProcess, Rig};
 
 /// Events that may be published to another program and not yet handled: seconds of its work. The 24,000 of a monitor would be more

@@ -11,6 +11,7 @@ mod figures;
 mod floor;
 mod leader;
 mod listener;
+mod older;
 mod peers;
 mod quiet;
 mod rabbitmq;
@@ -69,6 +70,41 @@ impl Sizes {
     }
 }
 
+/// Measures what is measured in one store, beside the same older tasks.
+fn beside_older_tasks(
+    runtime: &tokio::runtime::Runtime,
+    wanted: &impl Fn(&str) -> bool,
+    sizes: Sizes,
+    all: &mut Vec<Figures>,
+) -> Result<()> {
+    let mut names = vec!["short", "realistic"];
+    names.retain(|name| wanted("redis") || wanted(&format!("redis-{name}")));
+    let mut queues = vec![
+        (EventQueueType::Classic, "rabbitmq-classic"),
+        (EventQueueType::Quorum, "rabbitmq-quorum"),
+    ];
+    queues.retain(|(_, name)| wanted("rabbitmq") || wanted(name));
+    if names.is_empty() && queues.is_empty() {
+        return Ok(());
+    }
+    let runs = 1..=sizes.runs;
+    let redis: Vec<_> = runs
+        .clone()
+        .flat_map(|run| names.iter().map(move |name| (run, *name)))
+        .collect();
+    let mut streams: Vec<_> = redis.iter().map(|(run, name)| redis::stream(name, *run)).collect();
+    let mut store = older::Store::filled(runtime, &mut streams, sizes)?;
+    for ((_, name), stream) in redis.into_iter().zip(streams) {
+        all.push(redis::measure(&mut store, name, stream, sizes)?.shown());
+    }
+    for run in runs {
+        for (queue, _) in &queues {
+            all.push(rabbitmq::measure(&mut store, runtime, *queue, run, sizes)?.shown());
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let sizes = Sizes::from_environment()?;
     let only = std::env::var("KANCHI_BENCH").unwrap_or_default();
@@ -79,21 +115,9 @@ fn main() -> Result<()> {
         .build()?;
     say(&format!("{sizes:?}"));
     let mut all: Vec<Figures> = Vec::new();
-    let mut streams = vec!["short", "realistic"];
-    streams.retain(|name| wanted("redis") || wanted(&format!("redis-{name}")));
-    if !streams.is_empty() {
-        all.extend(redis::measure(&runtime, &streams, sizes)?);
-    }
-    for run in 1..=sizes.runs {
-        for (name, queue) in [("classic", EventQueueType::Classic), ("quorum", EventQueueType::Quorum)] {
-            if wanted("rabbitmq") || wanted(&format!("rabbitmq-{name}")) {
-                let workload = Workload::realistic(run);
-                all.push(rabbitmq::measure(&runtime, name, queue, workload, sizes)?.shown());
-            }
-        }
-        if wanted("two") {
-            all.extend(two::measure(&runtime, Workload::realistic(run), sizes)?.map(Figures::shown));
-        }
+    beside_older_tasks(&runtime, &wanted, sizes, &mut all)?;
+    for run in (1..=sizes.runs).filter(|_| wanted("two")) {
+        all.extend(two::measure(&runtime, Workload::realistic(run), sizes)?.map(Figures::shown));
     }
     if !all.is_empty() {
         say(&medians(&all));

@@ -17,7 +17,7 @@ use crate::drive::{Blocking, Brake, Publisher, Until, publish, publish_beside};
 use crate::figures::say;
 use crate::floor;
 use crate::listener::{Kind, Listener};
-use crate::redis::postgres;
+use crate::older::postgres;
 
 /// A stream need not be longer: none of them gets slower or faster later.
 const LONGEST: Duration = Duration::from_mins(1);

@@ -16,9 +16,7 @@ use crate::Sizes;
 use crate::drive::{self, Blocking, Brake, Until, stored};
 use crate::figures::{Figures, Processor, say};
 use crate::floor;
-use crate::leader::Leader;
-use crate::redis::postgres;
-use crate::rig::Rig;
+use crate::older::Store;
 use crate::server::Written;
 
 /// Queue of the consumer that only acknowledges.
@@ -31,24 +29,32 @@ const FLEET: Brake<'_> = Brake::Steady(25_000);
 /// Processor seconds that a broker with nothing to do may use in a second; it counts its own statistics.
 const AT_REST: f64 = 0.15;
 
+/// Tells the seeds of these streams from those of Redis, which are stored in the same place.
+const SEEDS: u64 = 1 << 33;
+
+/// Measures a queue of this type in one run of so many.
 pub(crate) fn measure(
+    store: &mut Store,
     runtime: &tokio::runtime::Runtime,
-    name: &str,
     queue: EventQueueType,
-    workload: Workload,
+    run: u64,
     sizes: Sizes,
 ) -> Result<Figures> {
+    let name = match queue {
+        EventQueueType::Classic => "classic",
+        EventQueueType::Quorum => "quorum",
+    };
+    let workload = Workload::realistic(run + SEEDS);
     let rabbit = Rabbitmq::start_new()?;
-    let mut rig = runtime.block_on(Rig::new(postgres()?, &rabbit.url()))?;
-    rig.as_owner(&["upkeep"])?;
-    let leader = Leader::start(rig.owner()?)?;
-    rig.config.celery.event_queue.queue_type = queue;
+    let mut broker = store.register(runtime, &format!("{name}-{run}"), &rabbit.url())?;
+    broker.config.celery.event_queue.queue_type = queue;
     // Everything waits in the queue at once.
-    rig.config.celery.event_queue.max_length_bytes = 1 << 36;
-    rig.write_config(|_| {})?;
+    broker.config.celery.event_queue.max_length_bytes = 1 << 36;
+    broker.write_config(|_| {})?;
+    let rig = &mut store.rig;
     let publisher = runtime.block_on(AmqpPublisher::connect(&rabbit.url()))?;
     // The queue is made by a first monitor and stays when it ends; a second queue gets the same messages.
-    let mut monitor = rig.monitor(&[])?;
+    let mut monitor = broker.monitor(&[])?;
     monitor.connected()?;
     monitor.terminate()?;
     runtime.block_on(second_queue(&publisher, queue))?;
@@ -61,10 +67,12 @@ pub(crate) fn measure(
     let events = stream.events();
     rested(&rabbit)?;
 
-    let written = Written::so_far(&rig)?;
+    // What is dirty from before is not this queue's cost, nor F's.
+    rig.sql("checkpoint")?;
+    let (before, written) = (rig.events()?, Written::so_far(rig)?);
     let used = Processor::so_far(0, rig.postgres.pid(), rabbit.pid());
     let started = Instant::now();
-    let mut monitor = rig.monitor(&[])?;
+    let mut monitor = broker.monitor(&[])?;
     monitor.until("everything is stored", Duration::from_mins(30), |monitor| {
         stored(monitor) >= events
     })?;
@@ -72,11 +80,10 @@ pub(crate) fn measure(
     let processor = Processor::so_far(monitor.pid(), rig.postgres.pid(), rabbit.pid()).since(used, events);
     let peak = monitor.peak_memory();
     monitor.terminate()?;
-    let written = Written::so_far(&rig)?.since(written);
+    let written = Written::so_far(rig)?.since(written);
     rig.postgres.stop()?;
     rig.postgres.start()?;
-    let lost = events as i64 - rig.events()? as i64;
-    drop(leader);
+    let lost = events as i64 - (rig.events()? - before) as i64;
     rested(&rabbit)?;
     let against = runtime.block_on(acknowledge_beside_copy(&rabbit, &rig.postgres, workload, events))?;
     Ok(Figures {

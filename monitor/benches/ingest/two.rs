@@ -13,7 +13,8 @@ use crate::drive::{Until, publish_and_store};
 use crate::figures::{Figures, Processor};
 use crate::floor;
 use crate::leader::Leader;
-use crate::redis::{last_commit, postgres};
+use crate::older::postgres;
+use crate::redis::last_commit;
 use crate::rig::{MonitorProcess, Registered, Rig};
 use crate::server::Written;
 
