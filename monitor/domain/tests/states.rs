@@ -2,10 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
-use kanchi_domain::{
-    Attempt, AttemptDelivery, AttemptOutcome, Event, EventKind, Limits, RawMessage, TaskFacts, TaskId, TaskMark,
-    TaskRow, TaskState, UnixMicros, decode,
-};
+#[path = "states/attempts.rs"]
+mod attempts;
+#[path = "states/orphans.rs"]
+mod orphans;
+#[path = "states/progress.rs"]
+mod progress;
+
+use kanchi_domain::{Event, EventKind, Limits, RawMessage, TaskFacts, TaskId, TaskMark, TaskRow, UnixMicros, decode};
 use serde_json::{Value, json};
 
 /// Seconds of the first event.
@@ -69,6 +73,20 @@ fn row(text: &str) -> TaskRow {
 
 fn seconds(time: Option<UnixMicros>) -> Option<f64> {
     time.map(|time| time.as_seconds() - BEGIN)
+}
+
+/// The task's worker was given up at this second, by its clock.
+fn lost(facts: &mut TaskFacts, heard: f64) {
+    let (task, heard) = (
+        TaskId::new("t").unwrap(),
+        UnixMicros::from_seconds(BEGIN + heard).unwrap(),
+    );
+    let running = facts.running().unwrap();
+    facts.absorb(&Event::worker_lost(task, &running, heard, UnixMicros(0)));
+}
+
+fn add(facts: &mut TaskFacts, text: &str) {
+    facts.merge(&self::facts(&events(text)));
 }
 
 #[test]
@@ -343,78 +361,6 @@ fn the_row_says_where_a_task_comes_from() {
 }
 
 #[test]
-fn progress_and_steps_are_shown_without_changing_the_state() {
-    let mut all = events("sent received started");
-    all.push(json!({"type": "kanchi-task-steps", "hostname": "gen7@h", "task_id": "t", "timestamp": BEGIN + 3.0, "steps": [{"key": "load"}]}));
-    all.push(json!({"type": "kanchi-task-progress", "hostname": "gen7@h", "task_id": "t", "timestamp": BEGIN + 5.0, "progress": 42.5, "step_key": "load", "message": "loading", "meta": {"rows": 10}}));
-    all.push(json!({"type": "kanchi-task-progress", "hostname": "gen7@h", "task_id": "t", "timestamp": BEGIN + 4.0, "progress": 10}));
-    let row = facts(&all).project();
-    let progress = row.progress.unwrap();
-    assert_eq!(
-        (row.state.as_str(), progress.percent, progress.step_key.as_deref()),
-        ("STARTED", Some(42.5), Some("load"))
-    );
-    assert_eq!(
-        (seconds(progress.at), progress.message.as_deref()),
-        (Some(5.0), Some("loading"))
-    );
-    assert_eq!(
-        (progress.meta.as_deref(), progress.steps.as_deref()),
-        (Some(r#"{"rows":10}"#), Some(r#"[{"key":"load"}]"#))
-    );
-    assert_eq!(seconds(row.last_event_at), Some(5.0));
-}
-
-#[test]
-fn steps_are_what_the_task_announced_last() {
-    let announce = |at: f64, steps: Value| json!({"type": "kanchi-task-steps", "hostname": "gen7@h", "task_id": "t", "timestamp": BEGIN + at, "steps": steps});
-    let told = [
-        announce(
-            4.0,
-            json!([{"key": "store", "label": "Store", "order": 2}, {"key": "load", "label": "Load", "description": "from disk", "total": 10, "order": 1}]),
-        ),
-        announce(3.0, json!([{"key": "early"}])),
-        announce(5.0, json!("no list")),
-    ];
-    let row = facts(&[events("sent received started"), told.to_vec()].concat()).project();
-    let progress = row.progress.unwrap();
-    assert_eq!((progress.percent, progress.at), (None, None));
-    let announced = progress.announced();
-    let keys: Vec<_> = announced.iter().map(|step| &*step.key).collect();
-    assert_eq!(keys, ["load", "store"]);
-    assert_eq!(
-        (
-            announced[0].description.as_deref(),
-            announced[0].total,
-            announced[1].label.as_deref()
-        ),
-        (Some("from disk"), Some(10), Some("Store"))
-    );
-}
-
-#[test]
-fn a_task_without_progress_has_none() {
-    for words in [
-        "sent received started succeeded",
-        "sent received retried failed",
-        "sent received progress",
-    ] {
-        assert_eq!(row(words).progress, None, "{words}");
-    }
-}
-
-#[test]
-fn progress_of_a_run_says_nothing_about_the_next() {
-    let mut all = events("sent received started succeeded");
-    all.push(json!({"type": "kanchi-task-progress", "hostname": "gen7@h", "task_id": "t", "timestamp": BEGIN + 3.5, "progress": 90}));
-    assert_eq!(facts(&all).project().progress.unwrap().percent, Some(90.0));
-    let last = BEGIN + 60.0;
-    all.push(json!({"type": "task-received", "hostname": "w@h", "pid": 2, "clock": 900, "uuid": "t", "retries": 0, "timestamp": last}));
-    let row = facts(&all).project();
-    assert_eq!((row.run, row.progress), (1, None));
-}
-
-#[test]
 fn a_terminated_task_says_by_what_signal() {
     let row = row("sent received started revoked(terminated=true,signum=15) revoked(terminated=true,signum=\"15\")");
     assert_eq!(
@@ -436,347 +382,4 @@ fn a_hundred_retries_end_in_the_right_state() {
         assert_eq!((row.state.as_str(), row.run), (state, 0), "{end}");
         assert!(row.retries >= 100 && row.thinned);
     }
-}
-
-/// The task's worker was given up at this second, by its clock.
-fn lost(facts: &mut TaskFacts, heard: f64) {
-    let (task, heard) = (
-        TaskId::new("t").unwrap(),
-        UnixMicros::from_seconds(BEGIN + heard).unwrap(),
-    );
-    let running = facts.running().unwrap();
-    facts.absorb(&Event::worker_lost(task, &running, heard, UnixMicros(0)));
-}
-
-/// It was heard of at this second.
-fn back(facts: &mut TaskFacts, heard: f64, pid: i64) {
-    let (task, heard) = (
-        TaskId::new("t").unwrap(),
-        UnixMicros::from_seconds(BEGIN + heard).unwrap(),
-    );
-    let mut running = facts.running().unwrap();
-    running.pid = Some(pid);
-    facts.absorb(&Event::worker_back(task, &running, heard, UnixMicros(0)));
-}
-
-fn add(facts: &mut TaskFacts, text: &str) {
-    facts.merge(&self::facts(&events(text)));
-}
-
-#[test]
-fn a_running_task_of_a_lost_worker_is_orphaned_until_something_is_heard() {
-    for begin in ["sent received started", "sent received started progress", "started"] {
-        let mut task = facts(&events(begin));
-        let running = task.project().state;
-        lost(&mut task, 2.0);
-        let row = task.project();
-        assert_eq!(row.state, TaskState::Orphaned, "{begin}");
-        assert_eq!((row.finished_at, row.worker.as_deref()), (None, Some("w@h")));
-        assert!(!row.is_final());
-        let mut healed = task.clone();
-        back(&mut healed, 30.0, 1);
-        assert_eq!(healed.project().state, running, "{begin}");
-        let mut another = task.clone();
-        back(&mut another, 30.0, 2);
-        assert_eq!(
-            another.project().state,
-            TaskState::Orphaned,
-            "another process says nothing of this one"
-        );
-        lost(&mut healed, 60.0);
-        assert_eq!(healed.project().state, TaskState::Orphaned, "lost once more");
-    }
-}
-
-#[test]
-fn what_does_not_run_is_not_orphaned() {
-    for text in [
-        "sent",
-        "sent received",
-        "sent received started retried",
-        "sent received started succeeded",
-    ] {
-        assert_eq!(facts(&events(text)).running(), None, "{text}");
-    }
-    let mut ended = facts(&events("sent received started"));
-    lost(&mut ended, 10.0);
-    add(&mut ended, "succeeded(at=5)");
-    let row = ended.project();
-    assert_eq!(
-        (row.state, row.mark),
-        (TaskState::Success, None),
-        "it had ended before the loss"
-    );
-}
-
-#[test]
-fn a_task_that_survives_its_worker_is_recovered() {
-    let mut late = facts(&events("sent received started"));
-    lost(&mut late, 2.0);
-    add(&mut late, "succeeded(at=90)");
-    let row = late.project();
-    assert_eq!((row.state, row.mark), (TaskState::Success, Some(TaskMark::Recovered)));
-    assert_eq!(seconds(row.finished_at), Some(90.0));
-
-    let mut elsewhere = facts(&events("sent received started"));
-    lost(&mut elsewhere, 2.0);
-    add(&mut elsewhere, "received@v(retries=0,at=60)");
-    assert_eq!(
-        elsewhere.project().state,
-        TaskState::Received,
-        "another worker has it now"
-    );
-    add(&mut elsewhere, "started@v(at=61)");
-    add(&mut elsewhere, "succeeded@v(at=62)");
-    let row = elsewhere.project();
-    assert_eq!(
-        (row.mark, row.worker.as_deref()),
-        (Some(TaskMark::Recovered), Some("v@h"))
-    );
-
-    let mut failed = facts(&events("sent received started"));
-    lost(&mut failed, 2.0);
-    add(&mut failed, "failed(at=90)");
-    assert_eq!(
-        (failed.project().state, failed.project().mark),
-        (TaskState::Failure, None)
-    );
-}
-
-#[test]
-fn a_loss_comes_after_what_a_process_of_the_pool_told() {
-    // The pool's process told of progress after the last heartbeat, and died with its worker.
-    let mut task = facts(&events("sent received started progress(at=4)"));
-    lost(&mut task, 3.0);
-    assert_eq!(task.project().state, TaskState::Orphaned);
-    add(&mut task, "progress(at=9)");
-    assert_eq!(task.project().state.as_str(), "PROGRESS");
-}
-
-#[test]
-fn nobody_else_can_say_that_a_worker_is_lost() {
-    let mut told = events("sent received started");
-    for (at, kind) in [(5.0, "kanchi-worker-lost"), (6.0, "kanchi-worker-back")] {
-        told.push(json!({"type": kind, "hostname": "w@h", "pid": 1, "uuid": "t", "timestamp": BEGIN + at, "told_by": "kanchi"}));
-    }
-    let body = serde_json::to_vec(&told).unwrap();
-    let message = RawMessage {
-        body: &body,
-        ..RawMessage::default()
-    };
-    let decoded = decode(&message, UnixMicros(0), &Limits::default());
-    let mut facts = TaskFacts::new();
-    for event in &decoded.events {
-        facts.absorb(event);
-        assert!(!event.kind.is_own());
-        assert!(!event.to_json().contains(r#","told_by":"kanchi","#));
-    }
-    assert_eq!(facts.project().state, TaskState::Started);
-    let own = Event::worker_lost(
-        TaskId::new("t").unwrap(),
-        &facts.running().unwrap(),
-        UnixMicros(0),
-        UnixMicros(0),
-    );
-    assert!(own.to_json().contains(r#""told_by":"kanchi""#));
-}
-
-// === The attempts one by one ===
-
-/// One line for each attempt: `run.retries outcome worker`, the seconds of `sent received started finished`, its exception,
-/// and its deliveries where they are not one that says the same.
-fn attempts(facts: &TaskFacts) -> Vec<String> {
-    let second = |time| seconds(time).map_or("-".to_owned(), |second| second.to_string());
-    let line = |attempt: &Attempt| {
-        let (outcome, worker) = (attempt.outcome.as_str(), attempt.worker.as_deref().unwrap_or("-"));
-        let mut words = vec![format!("{}.{} {outcome} {worker}", attempt.run, attempt.retries)];
-        let (received, started) = (attempt.received_at, attempt.started_at);
-        words.extend([attempt.sent_at, received, started, attempt.finished_at].map(second));
-        words.extend(attempt.exception.as_deref().map(str::to_owned));
-        let alike = |one: &AttemptDelivery| (one.outcome, &one.worker) == (attempt.outcome, &attempt.worker);
-        if attempt.deliveries.len() != 1 || !attempt.deliveries.iter().all(alike) {
-            let deliveries = attempt.deliveries.iter().map(|one| {
-                let (outcome, worker) = (one.outcome.as_str(), one.worker.as_deref().unwrap_or("-"));
-                format!("{worker} {outcome} {}", second(one.finished_at))
-            });
-            words.push(format!("[{}]", deliveries.collect::<Vec<_>>().join(", ")));
-        }
-        words.join(" ")
-    };
-    facts.attempts().iter().map(line).collect()
-}
-
-#[test]
-fn a_task_that_succeeds_at_once_has_one_attempt() {
-    let task = facts(&events("sent received started succeeded(result=5)"));
-    assert_eq!(attempts(&task), ["0.0 succeeded w@h 0 1 2 3"]);
-    assert_eq!(task.attempts()[0].worker_pid, Some(1));
-    assert!(TaskFacts::new().attempts().is_empty());
-    for (text, line) in [
-        ("sent", "0.0 waiting - 0 - - - []"),
-        ("sent received", "0.0 waiting w@h 0 1 - -"),
-        ("sent received started", "0.0 running w@h 0 1 2 -"),
-        ("sent received started progress", "0.0 running w@h 0 1 2 -"),
-        ("sent received revoked(expired=true)", "0.0 expired w@h 0 1 - 2"),
-        (
-            "sent received started revoked(terminated=true)",
-            "0.0 revoked w@h 0 1 2 3",
-        ),
-        (
-            "sent received started rejected(requeue=false)",
-            "0.0 rejected w@h 0 1 2 3",
-        ),
-        (
-            "sent received started cancelled",
-            "0.0 waiting w@h 0 1 2 - [w@h put back 3]",
-        ),
-        ("succeeded", "0.0 succeeded w@h - - - 0"),
-    ] {
-        assert_eq!(attempts(&facts(&events(text))), [line], "{text}");
-    }
-}
-
-#[test]
-fn each_retry_is_an_attempt_of_its_own_and_knows_its_worker_and_times() {
-    let twice = "sent received started sent@w(retries=1) received@x(retries=1) retried(exception=A()) started@x \
-        sent@x(retries=2) received@w(retries=2) retried@x(exception=B()) started ";
-    let recovered = facts(&events(&format!("{twice} succeeded")));
-    assert_eq!(recovered.project().mark, Some(TaskMark::Recovered));
-    assert_eq!(
-        attempts(&recovered),
-        [
-            // The texts of the latest retry alone are kept.
-            "0.0 retried w@h 0 1 2 5",
-            "0.1 retried x@h 3 4 6 9 B()",
-            "0.2 succeeded w@h 7 8 10 11",
-        ]
-    );
-    let critical = facts(&events(&format!("{twice} failed(exception=C(),traceback=trace)")));
-    assert_eq!(critical.project().mark, Some(TaskMark::Critical));
-    let last = critical.attempts().pop().unwrap();
-    assert_eq!(attempts(&critical)[1], "0.1 retried x@h 3 4 6 9 B()");
-    assert_eq!(attempts(&critical)[2], "0.2 failed w@h 7 8 10 11 C()");
-    assert_eq!(
-        (last.exception_class.as_deref(), last.traceback.as_deref()),
-        (Some("C"), Some("trace"))
-    );
-}
-
-#[test]
-fn an_attempt_with_a_next_one_was_retried_before_that_is_told_and_also_if_it_never_is() {
-    let text = "sent received started sent@w(retries=1,eta=2026-11-21T01:00:00)";
-    let waits = facts(&events(text));
-    assert_eq!(
-        attempts(&waits),
-        ["0.0 retried w@h 0 1 2 -", "0.1 waiting - 3 - - - []"]
-    );
-    assert!(waits.attempts()[1].eta.is_some());
-    let ended = facts(&events(&format!("{text} received(retries=1) started succeeded")));
-    assert_eq!(
-        attempts(&ended),
-        ["0.0 retried w@h 0 1 2 -", "0.1 succeeded w@h 3 4 5 6"]
-    );
-    // One in between that no event tells of is not listed.
-    assert_eq!(
-        attempts(&facts(&events(
-            "sent received started retried received(retries=2) started"
-        ))),
-        ["0.0 retried w@h 0 1 2 3", "0.2 running w@h - 4 5 -"]
-    );
-}
-
-#[test]
-fn a_redelivery_after_a_lost_worker_is_a_second_delivery_of_the_attempt() {
-    let mut task = facts(&events("sent received started"));
-    lost(&mut task, 2.0);
-    assert_eq!(attempts(&task), ["0.0 lost w@h 0 1 2 -"]);
-    add(&mut task, "received@x(at=60,retries=0)");
-    assert_eq!(
-        attempts(&task),
-        ["0.0 waiting x@h 0 60 - - [w@h lost -, x@h waiting -]"]
-    );
-    add(&mut task, "started@x(at=61)");
-    add(&mut task, "succeeded@x(at=62)");
-    let line = "0.0 succeeded x@h 0 60 61 62 [w@h lost -, x@h succeeded 62]";
-    assert_eq!(attempts(&task), [line]);
-    // The loss was not noticed: nobody knows what the first worker came to.
-    assert_eq!(
-        attempts(&facts(&events(
-            "sent received started received@x started@x failed@x(exception=E())"
-        ))),
-        ["0.0 failed x@h 0 3 4 5 E() [w@h unknown -, x@h failed 5]"]
-    );
-}
-
-#[test]
-fn a_rerun_under_the_same_id_lists_the_attempts_of_both_runs() {
-    let first = "sent received started failed(exception=A()) ";
-    let both = facts(&events(&format!("{first} sent received started failed(exception=B())")));
-    assert_eq!(
-        attempts(&both),
-        ["0.0 failed w@h 0 1 2 3", "1.0 failed w@h 4 5 6 7 B()"]
-    );
-    let running = facts(&events(&format!("{first} sent@gen2 received@x started@x")));
-    assert_eq!(
-        attempts(&running),
-        ["0.0 failed w@h 0 1 2 3 A()", "1.0 running x@h 4 5 6 -"]
-    );
-    let gap = facts(&events(
-        "sent received started retried received(retries=1) started received",
-    ));
-    assert_eq!(
-        attempts(&gap),
-        [
-            "0.0 retried w@h 0 1 2 3",
-            "0.1 unknown w@h - 4 5 -",
-            "1.0 waiting w@h - 6 - -"
-        ],
-        "the end of the first run fell into a gap"
-    );
-}
-
-#[test]
-fn an_error_found_after_a_gap_is_not_mixed_with_one_that_was_told() {
-    let mut task = facts(&events("failed(exception=A(),traceback=trace) retried received@x"));
-    let record =
-        br#"{"status": "FAILURE", "result": {"exc_type": "B", "exc_message": []}, "date_done": "2026-11-21T00:10:30"}"#;
-    let event = Event::found_result(&TaskId::new("t").unwrap(), record, UnixMicros(0));
-    task.absorb(&event.unwrap().unwrap());
-    let last = task.attempts().pop().unwrap();
-    assert_eq!(
-        (last.outcome, last.exception_class.as_deref(), last.traceback),
-        (AttemptOutcome::Failed, Some("B"), None)
-    );
-}
-
-/// The result backend says that the task ended well at this second, after so many retries.
-fn found(facts: &mut TaskFacts, second: u32, retries: Option<u32>) {
-    let record = json!({"status": "SUCCESS", "result": 5, "date_done": format!("2026-11-21T00:10:{second:02}"), "worker": "x@h", "retries": retries});
-    let record = serde_json::to_vec(&record).unwrap();
-    let event = Event::found_result(&TaskId::new("t").unwrap(), &record, UnixMicros(0));
-    facts.absorb(&event.unwrap().unwrap());
-}
-
-#[test]
-fn an_end_found_after_a_gap_is_that_of_the_attempt_it_names_else_of_the_one_that_is_known() {
-    let of = |text: &str, retries| {
-        let mut task = facts(&events(text));
-        found(&mut task, 30, retries);
-        attempts(&task)
-    };
-    let started = "sent received started";
-    assert_eq!(of(started, None), ["0.0 succeeded x@h 0 1 2 30 [w@h unknown -]"]);
-    assert_eq!(of(started, Some(0)), of(started, None));
-    assert_eq!(
-        of(started, Some(2)),
-        ["0.0 retried w@h 0 1 2 -", "0.2 succeeded x@h - - - 30 []"]
-    );
-    assert_eq!(
-        of("sent received started retried(exception=A())", None),
-        ["0.0 retried w@h 0 1 2 3 A()", "0.1 succeeded x@h - - - 30 []"],
-        "it had a next attempt, since it was retried"
-    );
-    assert_eq!(of("", Some(1)), ["0.1 succeeded x@h - - - 30 []"]);
-    let told = "sent received started succeeded";
-    assert_eq!(of(told, Some(1)), attempts(&facts(&events(told))));
 }
