@@ -225,11 +225,19 @@ impl Reporter {
     }
 
     async fn save_gaps(&mut self) -> Result<(), StoreError> {
+        self.take_gaps(false);
         while let Some(gap) = self.shared.next_gap() {
             self.store().await?.save_gap(&gap).await?;
             self.shared.gap_stored(&gap);
         }
         Ok(())
+    }
+
+    /// Takes the gaps of what was read and not kept; `end`: those that are open as well.
+    fn take_gaps(&self, end: bool) {
+        let now = self.shared.now();
+        let gaps = self.buffer.iter().flat_map(|buffer| buffer.take_gaps(now, end));
+        gaps.for_each(|gap| self.shared.gap(&gap));
     }
 
     /// Writes what has changed: gaps, workers, queues.
@@ -332,6 +340,7 @@ impl Reporter {
     }
 
     async fn last_words(&mut self) -> Result<(), StoreError> {
+        self.take_gaps(true);
         let mut heartbeat = self.heartbeat();
         ConnectionState::Disconnected
             .as_str()
@@ -355,7 +364,8 @@ impl Reporter {
 
     fn heartbeat(&self) -> Heartbeat {
         let status = self.shared.status();
-        let waiting = self.buffer.as_ref().map(|buffer| buffer.fill().waiting_bytes);
+        let fill = self.buffer.as_ref().map(|buffer| buffer.fill());
+        let waiting = fill.map(|fill| fill.waiting_bytes);
         let counts = self.shared.workers().counts();
         let connection = status.connection.as_ref();
         let connected = self.shared.is_connected();
@@ -383,7 +393,11 @@ impl Reporter {
             event_queue: connection.and_then(|report| report.event_queue.clone()),
             config_error: status.config_error.clone(),
             store_error: self.shared.store_failure().map(|kind| kind.as_str().to_owned()),
-            complete_until: self.shared.complete_until(waiting.is_some_and(|bytes| bytes > 0)),
+            complete_until: self
+                .shared
+                .complete_until(waiting.is_some_and(|bytes| bytes > 0))
+                // What was read and not kept is told first.
+                .filter(|_| !fill.is_some_and(|fill| fill.hides_gap)),
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct Fill {
     pub dropped: u64,
     /// Damaged segments met so far.
     pub damaged_segments: u64,
+    /// Messages are missing of which nobody has [taken](Buffer::take_gaps) the gap yet.
+    pub hides_gap: bool,
     /// Arrival of the oldest message in the ring.
     pub oldest: Option<UnixMicros>,
 }
@@ -304,6 +306,7 @@ impl Buffer {
             waiting_bytes: inner.ring_bytes as u64 + unread,
             dropped: inner.dropped,
             damaged_segments: damaged,
+            hides_gap: inner.damaged_since.is_some() || !inner.gaps.is_empty(),
             oldest: inner.ring.front().map(|(arrived, _)| *arrived),
         }
     }
@@ -397,10 +400,11 @@ impl Inner {
             if self.ring.is_empty() {
                 self.ring.shrink_to(1024);
             }
+            self.end_damage(arrived);
             return Some((arrived, body, false, None));
         }
         let spool = self.spool.as_mut()?;
-        let damaged = spool.damaged_segments();
+        let damaged = spool.own_damaged_segments();
         let record = loop {
             match spool.read_next() {
                 Ok(record) => break record,
@@ -410,7 +414,7 @@ impl Inner {
                 }
             }
         };
-        if spool.damaged_segments() > damaged {
+        if spool.own_damaged_segments() > damaged {
             self.damaged_since = self.damaged_since.or(self.taken_until);
         }
         let record = record?;

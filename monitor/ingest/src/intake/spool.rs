@@ -88,6 +88,8 @@ pub struct Spool {
     bytes: u64,
     unread: u64,
     damaged: u64,
+    /// Of these, segments that this process has written.
+    own_damaged: u64,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ impl Spool {
             bytes,
             unread,
             damaged: 0,
+            own_damaged: 0,
         })
     }
 
@@ -245,6 +248,7 @@ impl Spool {
                     // Of the newest segment only what is written was asked for: an end here is that of a closed one.
                     if !clean {
                         self.damaged += 1;
+                        self.own_damaged += u64::from(!segment.replayed);
                     }
                     self.unread = self.unread.saturating_sub(segment.bytes - offset);
                     segment.finished = true;
@@ -293,6 +297,11 @@ impl Spool {
         self.damaged
     }
 
+    /// Returns how many of these this process has written.
+    pub const fn own_damaged_segments(&self) -> u64 {
+        self.own_damaged
+    }
+
     /// Gives up the segment that is being read: its file is damaged beyond reading.
     pub fn skip_segment(&mut self) {
         self.reader = None;
@@ -300,6 +309,7 @@ impl Spool {
             return;
         };
         self.damaged += 1;
+        self.own_damaged += u64::from(!segment.replayed);
         self.unread = self.unread.saturating_sub(segment.bytes - segment.read.unwrap_or(0));
         segment.finished = true;
         let number = segment.number;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::intake::spool::SpoolOptions;
 
@@ -19,7 +21,10 @@ fn push(buffer: &Buffer, from: i64, to: i64) {
 
 async fn take_all(buffer: &Buffer) -> Vec<Waiting> {
     let mut all = Vec::new();
-    while buffer.fill().waiting_bytes > 0 && buffer.take(&mut all, 1000).await {}
+    // Where nothing is left to be taken it would wait.
+    while buffer.fill().waiting_bytes > 0
+        && tokio::time::timeout(Duration::ZERO, buffer.take(&mut all, 1000)).await == Ok(true)
+    {}
     all
 }
 
@@ -253,31 +258,61 @@ async fn ends_when_closed_and_empty() {
     assert_eq!(taken.len(), 2);
 }
 
+/// Returns the spool's files, oldest first.
+fn segments(directory: &tempfile::TempDir) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(directory.path()).unwrap();
+    let mut segments: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    segments.sort();
+    segments
+}
+
+fn cut(segment: &std::path::Path) {
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    file.set_len(1_000).unwrap();
+}
+
 #[tokio::test]
 async fn what_the_disk_lost_is_a_gap() {
     let directory = tempfile::tempdir().unwrap();
     let buffer = Buffer::new(500, Some(spool(&directory, 1 << 20)));
     push(&buffer, 0, 200);
     buffer.flush();
-    let mut segments: Vec<_> = std::fs::read_dir(directory.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    segments.sort();
+    let segments = segments(&directory);
     assert!(segments.len() > 3, "{segments:?}");
-    // The first one ends early, the third one is gone altogether.
-    let first = std::fs::OpenOptions::new().write(true).open(&segments[0]).unwrap();
-    first.set_len(1_000).unwrap();
+    // The first one ends early; the third one is gone altogether, and the last one.
+    cut(&segments[0]);
     std::fs::remove_file(&segments[2]).unwrap();
-    let taken = take_all(&buffer).await;
+    std::fs::remove_file(segments.last().unwrap()).unwrap();
+    let mut taken = take_all(&buffer).await;
+    assert!(buffer.fill().hides_gap);
+    push(&buffer, 200, 202);
+    taken.extend(take_all(&buffer).await);
     let gaps = buffer.take_gaps(UnixMicros(300), false);
-    assert!(taken.len() < 200, "nothing was lost");
-    let lost = (0..200).filter(|at| taken.iter().all(|message| message.arrived.0 != *at));
+    assert!(!buffer.fill().hides_gap);
+    let lost: Vec<i64> = (0..200)
+        .filter(|at| taken.iter().all(|message| message.arrived.0 != *at))
+        .collect();
+    assert!(lost.len() > 20, "{lost:?}");
     for at in lost {
         let within = |gap: &Gap| gap.from.0 <= at && gap.to.is_some_and(|to| at <= to.0);
         assert!(gaps.iter().any(within), "{at} is in none of {gaps:?}");
     }
-    let causes: Vec<_> = gaps.iter().map(|gap| gap.cause).collect();
-    assert_eq!(causes, [GapCause::SpoolDamaged, GapCause::SpoolDamaged]);
+    assert!(gaps.iter().all(|gap| gap.cause == GapCause::SpoolDamaged));
+    assert_eq!(gaps.len(), 3, "{gaps:?}");
+    assert_eq!(gaps[2].to, Some(UnixMicros(200)), "the next message ends it");
     assert!(buffer.take_gaps(UnixMicros(400), true).is_empty(), "told once");
+}
+
+#[tokio::test]
+async fn what_an_earlier_process_could_not_finish_is_no_gap_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let buffer = Buffer::new(500, Some(spool(&directory, 1 << 20)));
+    push(&buffer, 0, 100);
+    buffer.close();
+    drop(buffer);
+    cut(&segments(&directory)[1]);
+    let buffer = Buffer::new(500, Some(spool(&directory, 1 << 20)));
+    assert!(take_all(&buffer).await.len() < 99);
+    assert_eq!(buffer.fill().damaged_segments, 1);
+    assert!(buffer.take_gaps(UnixMicros(300), true).is_empty());
 }
