@@ -118,17 +118,40 @@ impl StoreQuery {
 
     /// Returns the keys of these brokers, or of all that have rows, each once.
     pub(crate) async fn brokers(&self, connection: &mut PgConnection, wanted: Option<&[i32]>) -> Result<Vec<i32>> {
-        let mut keys = match wanted {
-            Some(wanted) => wanted.to_vec(),
-            None => sqlx::query_scalar("select broker_id from kanchi.broker where purge_ordered_at is null")
-                .fetch_all(connection)
-                .await
-                .during("list brokers")?,
-        };
-        keys.sort_unstable();
-        keys.dedup();
-        Ok(keys)
+        self.known(connection, wanted).await.map(|brokers| brokers.keys)
     }
+
+    /// Returns the same, and whether all rows are theirs.
+    async fn known(&self, connection: &mut PgConnection, wanted: Option<&[i32]>) -> Result<Brokers> {
+        let mut brokers = if let Some(wanted) = wanted {
+            Brokers {
+                keys: wanted.to_vec(),
+                are_all: false,
+            }
+        } else {
+            let all: Vec<(i32, bool)> =
+                sqlx::query_as("select broker_id, purge_ordered_at is not null from kanchi.broker")
+                    .fetch_all(connection)
+                    .await
+                    .during("list brokers")?;
+            let stay = all.iter().filter(|(_, goes)| !goes);
+            Brokers {
+                keys: stay.map(|(key, _)| *key).collect(),
+                are_all: all.iter().all(|(_, goes)| !goes),
+            }
+        };
+        brokers.keys.sort_unstable();
+        brokers.keys.dedup();
+        Ok(brokers)
+    }
+}
+
+/// Whose rows are read.
+#[derive(Clone, Debug)]
+struct Brokers {
+    keys: Vec<i32>,
+    /// There are no rows of others: not of brokers that nobody asked for, nor of those whose purge is under way.
+    are_all: bool,
 }
 
 /// Returns the retention classes of a table that have rows, shortest first, for `kanchi.stored_in`.

@@ -16,7 +16,7 @@ use crate::query::summary::{self, Found};
 
 const OPERATION: &str = "list tasks";
 
-/// Live tasks that a page looks at, of all its brokers, besides those that it shows.
+/// Live tasks that a page looks at, of all its brokers; of each as many as it shows at least.
 const EXAMINED: usize = 4_000;
 
 /// Which live tasks are read.
@@ -91,7 +91,7 @@ pub(super) async fn states(
     now: UnixMicros,
 ) -> Result<(BTreeMap<String, u64>, Option<Place>)> {
     let mut states = BTreeMap::<_, u64>::new();
-    if !filter.is_told_by_rows() {
+    if !filter.is_told_by_columns() {
         let found = all(connection, filter, brokers, now).await?;
         for task in found.tasks {
             *states.entry(task.state.as_str().to_owned()).or_default() += 1;
@@ -220,6 +220,12 @@ impl<'a> Scan<'a> {
 }
 
 impl TaskFilter {
+    /// Whether a live row matches if Postgres says that it may: texts within its facts may be those of another field.
+    fn is_told_by_columns(&self) -> bool {
+        let texts = [&self.root_id, &self.parent_id, &self.text];
+        self.is_told_by_rows() && texts.iter().all(|text| text.is_none())
+    }
+
     /// Whether what Postgres can tell of a live row says if its task matches, but for few of them.
     fn is_told_by_rows(&self) -> bool {
         let by_rows = Self {

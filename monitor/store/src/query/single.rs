@@ -58,17 +58,15 @@ pub(crate) async fn chunks_of(
 ) -> Result<Vec<PgRow>> {
     const OPERATION: &str = "load the events of a task";
     let classes = used_classes(connection, "task").await?;
+    let chunk_classes = used_classes(connection, "event_chunk").await?;
     let stored = sqlx::query(include_str!("../sql/task_stored.sql"))
         .bind(broker_key)
         .bind(task_id)
         .bind(classes)
-        .fetch_optional(&mut *connection)
+        .bind(&chunk_classes)
+        .fetch_one(&mut *connection)
         .await
         .during(OPERATION)?;
-    let Some(stored) = stored else {
-        return Ok(Vec::new());
-    };
-    let chunk_classes = used_classes(connection, "event_chunk").await?;
     sqlx::query(include_str!("../sql/task_events.sql"))
         .bind(broker_key)
         .bind(task_id)
@@ -194,7 +192,7 @@ impl StoreQuery {
         const OPERATION: &str = "count tasks";
         filter.check(OPERATION)?;
         let mut snapshot = self.snapshot(OPERATION).await?;
-        let brokers = self.brokers(&mut snapshot, filter.brokers.as_deref()).await?;
+        let brokers = self.known(&mut snapshot, filter.brokers.as_deref()).await?;
         let counts = tasks::count(&mut snapshot, filter, brokers, now).await;
         snapshot.rollback().await.during(OPERATION)?;
         counts

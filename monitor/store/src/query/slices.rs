@@ -17,9 +17,12 @@ const GRACE: Duration = Duration::from_millis(20);
 /// The first slice, microseconds: where every row matches, and where most rows may not.
 const FIRST: i64 = 3_600_000_000;
 const FIRST_SELECTIVE: i64 = 60_000_000;
+/// The first slice of a count, which has no cursor to ask for less with.
+pub(super) const FIRST_COUNTED: i64 = 1_000_000;
 /// A slice is at most so many times as wide as the one before.
 const GROWTH: i64 = 16;
-/// A page that begins with a slice as narrow as this has no time limit but that of any statement: it has to get somewhere.
+/// A page whose rows may not match and that begins with a slice as narrow as this has no time limit but that of any statement: it has
+/// to get somewhere.
 const NARROWEST: i64 = 100_000;
 /// The longest retention and its widest partition; what is older is read in one last slice.
 const LONGEST: i64 = 400 * 86_400 * 1_000_000;

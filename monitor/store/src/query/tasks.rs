@@ -12,9 +12,9 @@ use crate::error::{During, Error, ErrorKind, Result};
 use crate::query::cursor::{BEGINNING, Cursor, END, Place};
 use crate::query::filter::{TaskFilter, TimeField, Words};
 use crate::query::single::StateCounts;
-use crate::query::slices::Slices;
+use crate::query::slices::{FIRST_COUNTED, Slices};
 use crate::query::summary::{self, Found, TaskSummary};
-use crate::query::{PageRequest, StoreQuery, live, used_classes};
+use crate::query::{Brokers, PageRequest, StoreQuery, live, used_classes};
 
 /// Most tasks of one page.
 pub const PAGE_LIMIT: u16 = 500;
@@ -118,7 +118,7 @@ impl StoreQuery {
             },
         };
         let mut snapshot = self.snapshot(OPERATION).await?;
-        let brokers = self.brokers(&mut snapshot, filter.brokers.as_deref()).await?;
+        let brokers = self.known(&mut snapshot, filter.brokers.as_deref()).await?;
         let classes = used_classes(&mut snapshot, "task").await?;
         let scan = Scan::new(filter, order, brokers, classes)?;
         let page = page(&mut snapshot, &scan, cursor, limit, now).await;
@@ -178,7 +178,8 @@ async fn page(
 }
 
 impl<'a> Scan<'a> {
-    fn new(filter: &'a TaskFilter, order: TaskOrder, brokers: Vec<i32>, classes: Vec<i16>) -> Result<Self> {
+    fn new(filter: &'a TaskFilter, order: TaskOrder, brokers: Brokers, classes: Vec<i16>) -> Result<Self> {
+        let Brokers { keys: brokers, are_all } = brokers;
         let way = match order {
             TaskOrder::Finished if brokers.len() > SINGLE_BROKERS => {
                 let message = format!("a list in the order of the end takes at most {SINGLE_BROKERS} brokers");
@@ -202,7 +203,7 @@ impl<'a> Scan<'a> {
             filter,
             way,
             classes,
-            is_selective: filter.is_selective() || (way == Way::AnyBroker && filter.brokers.is_some()),
+            is_selective: filter.is_selective() || (way == Way::AnyBroker && !are_all),
             brokers,
             from: bound(filter.from, BEGINNING).clamp(BEGINNING, END),
             to: bound(filter.to, END).saturating_sub(1).clamp(BEGINNING, END),
@@ -343,7 +344,7 @@ fn nowhere() -> Place {
 pub(super) async fn count(
     connection: &mut PgConnection,
     filter: &TaskFilter,
-    brokers: Vec<i32>,
+    brokers: Brokers,
     now: UnixMicros,
 ) -> Result<StateCounts> {
     let classes = used_classes(connection, "task").await?;
@@ -355,7 +356,8 @@ pub(super) async fn count(
         by_state,
         ..StateCounts::default()
     };
-    let mut slices = Slices::new((Place::ahead_of(END), scan.from), true, now, began);
+    let mut slices = Slices::new((Place::ahead_of(scan.to), scan.from), false, now, began);
+    slices.width = FIRST_COUNTED;
     while let Some(low) = slices.begin(connection).await? {
         match scan.count_slice(&slices.first, low, connection).await {
             Ok(rows) => {

@@ -1,5 +1,7 @@
 //! Live tasks in lists: what Postgres leaves out matches nothing, and what it leaves in is judged as it is now.
 
+use std::collections::BTreeMap;
+
 use kanchi_store::{LiveTask, PageRequest, TaskFilter, TaskOrder, TaskSummary, Words};
 
 use crate::queries::{id, ids, pages, query, store};
@@ -42,7 +44,7 @@ async fn what_postgres_leaves_out_matches_nothing() {
         any_of: any_of.iter().map(|value| (*value).to_owned()).collect(),
         exclude,
     };
-    let cases: [(TaskFilter, Matches); 12] = [
+    let cases: [(TaskFilter, Matches); 14] = [
         (
             TaskFilter {
                 name: Words::one("shop.task3"),
@@ -113,6 +115,21 @@ async fn what_postgres_leaves_out_matches_nothing() {
             },
             |task| task.root_id.as_deref() == Some("task-0001"),
         ),
+        // Roots and workers stand in the facts as well.
+        (
+            TaskFilter {
+                parent_id: Some("task-0001".into()),
+                ..none()
+            },
+            |task| task.parent_id.as_deref() == Some("task-0001"),
+        ),
+        (
+            TaskFilter {
+                text: Some("celery@worker".into()),
+                ..none()
+            },
+            |_| false,
+        ),
         (
             TaskFilter {
                 text: Some("customer-1".into()),
@@ -129,11 +146,14 @@ async fn what_postgres_leaves_out_matches_nothing() {
         ),
     ];
     for (filter, matches) in cases {
-        let wanted: Vec<&str> = all
-            .iter()
-            .filter(|task| matches(task))
-            .map(|task| task.task_id.as_str())
-            .collect();
+        let wanted: Vec<&TaskSummary> = all.iter().filter(|task| matches(task)).collect();
+        let mut states = BTreeMap::<_, u64>::new();
+        for task in &wanted {
+            *states.entry(task.state.as_str().to_owned()).or_default() += 1;
+        }
+        let counted = query.count_by_state(&filter, now()).await.unwrap();
+        assert_eq!(counted.by_state, states, "{filter:?}");
+        let wanted: Vec<&str> = wanted.iter().map(|task| task.task_id.as_str()).collect();
         for limit in [3, 100] {
             let found = pages(&query, &filter, TaskOrder::Arrived, limit).await;
             assert_eq!(ids(&found), wanted, "{filter:?} by {limit}");

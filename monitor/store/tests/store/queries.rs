@@ -113,10 +113,10 @@ async fn pages_follow_each_other_while_tasks_arrive() {
 async fn the_live_row_of_a_task_wins() {
     let world = World::new().await;
     let mut m = world.monitor("orders").await;
-    store(&mut m, vec![ended("a", 0), ended("b", 1)]).await;
+    store(&mut m, vec![ended("a", 0), ended("b", 1), ended("c", 20)]).await;
     // A late event of `a` makes a live row beside the one of history.
     store(&mut m, vec![live("a", &[started("a", 2)], true)]).await;
-    assert_eq!(world.sql("select count(*) from kanchi.task"), "2");
+    assert_eq!(world.sql("select count(*) from kanchi.task"), "3");
     let query = query(&world).await;
     let mut tasks = pages(&query, &TaskFilter::default(), TaskOrder::Arrived, 10).await;
     tasks.sort_by(|a, b| a.task_id.cmp(&b.task_id));
@@ -126,9 +126,13 @@ async fn the_live_row_of_a_task_wins() {
         .collect();
     assert_eq!(
         shown,
-        [("a", true, &TaskState::Started), ("b", false, &TaskState::Success)]
+        [
+            ("a", true, &TaskState::Started),
+            ("b", false, &TaskState::Success),
+            ("c", false, &TaskState::Success)
+        ]
     );
-    // One slice, so that the time cannot run out before the end: the live task was first seen later.
+    // So little that the time cannot run out before the end: the live task was first seen later, and `c` came later.
     let filter = TaskFilter {
         from: Some(UnixMicros(NOON * 1_000_000)),
         to: Some(UnixMicros((NOON + 10) * 1_000_000)),
