@@ -188,9 +188,7 @@ impl<'a> Scan<'a> {
             TaskOrder::Finished => Way::Finished,
             TaskOrder::Arrived if brokers.len() > SINGLE_BROKERS => Way::AnyBroker,
             // All of all brokers: one look into each partition.
-            TaskOrder::Arrived if brokers.len() > 1 && filter.brokers.is_none() && !filter.is_selective() => {
-                Way::AnyBroker
-            }
+            TaskOrder::Arrived if brokers.len() > 1 && are_all && !filter.is_selective() => Way::AnyBroker,
             TaskOrder::Arrived if filter.is_unsuccessful() => Way::Unsuccessful,
             TaskOrder::Arrived => Way::Arrived,
         };
