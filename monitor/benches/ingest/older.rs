@@ -70,16 +70,14 @@ impl Store {
         }
         Ok(())
     }
+}
 
-    /// Registers another broker.
-    pub(crate) fn register(&self, runtime: &tokio::runtime::Runtime, name: &str, url: &str) -> Result<Registered> {
-        runtime.block_on(async {
-            let admin = StoreAdmin::connect(&self.rig.owner()?).await?;
-            let broker = Registered::new(&admin, name, url).await?;
-            admin.close().await;
-            Ok(broker)
-        })
-    }
+/// Registers another broker in a store.
+pub(crate) async fn register(rig: &Rig, name: &str, url: &str) -> Result<Registered> {
+    let admin = StoreAdmin::connect(&rig.owner()?).await?;
+    let broker = Registered::new(&admin, name, url).await?;
+    admin.close().await;
+    Ok(broker)
 }
 
 /// A server with its own defaults.

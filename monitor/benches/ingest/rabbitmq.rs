@@ -16,7 +16,7 @@ use crate::Sizes;
 use crate::drive::{self, Blocking, Brake, Until, stored};
 use crate::figures::{Figures, Processor, say};
 use crate::floor;
-use crate::older::Store;
+use crate::older::{Store, register};
 use crate::server::Written;
 
 /// Queue of the consumer that only acknowledges.
@@ -46,7 +46,7 @@ pub(crate) fn measure(
     };
     let workload = Workload::realistic(run + SEEDS);
     let rabbit = Rabbitmq::start_new()?;
-    let mut broker = store.register(runtime, &format!("{name}-{run}"), &rabbit.url())?;
+    let mut broker = runtime.block_on(register(&store.rig, &format!("{name}-{run}"), &rabbit.url()))?;
     broker.config.celery.event_queue.queue_type = queue;
     // Everything waits in the queue at once.
     broker.config.celery.event_queue.max_length_bytes = 1 << 36;

@@ -3,7 +3,7 @@
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
-use kanchi_store::{BrokerKey, StoreAdmin};
+use kanchi_store::BrokerKey;
 use kanchi_test_load::{RedisPublisher, Stream, Workload, now};
 use kanchi_test_servers::redis::Redis;
 use tokio::runtime::Runtime;
@@ -13,9 +13,9 @@ use crate::drive::{Until, publish_and_store};
 use crate::figures::{Figures, Processor};
 use crate::floor;
 use crate::leader::Leader;
-use crate::older::postgres;
+use crate::older::{postgres, register};
 use crate::redis::last_commit;
-use crate::rig::{MonitorProcess, Registered, Rig};
+use crate::rig::{MonitorProcess, Rig};
 use crate::server::Written;
 
 /// Tells the seeds of two streams that are published at once.
@@ -44,7 +44,10 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
     let mut rig = runtime.block_on(Rig::new(postgres()?, &first_url))?;
     rig.as_owner(&["upkeep"])?;
     let _leader = Leader::start(rig.owner()?)?;
-    let others = runtime.block_on(register(&rig, names, &redises))?;
+    let mut others = Vec::new();
+    for (name, redis) in names.iter().zip(&redises).skip(1) {
+        others.push(runtime.block_on(register(&rig, name, &redis.url(0)))?);
+    }
     let mut keys = vec![rig.key];
     keys.extend(others.iter().map(|other| other.key));
     let mut monitors = vec![rig.monitor(&[])?];
@@ -97,17 +100,6 @@ fn together(runtime: &Runtime, names: &[&str], workload: Workload, sizes: Sizes)
         required: if names.len() == 1 { 0.5 } else { 1.0 },
     };
     Ok((figures, rig))
-}
-
-/// Registers the brokers after the first one.
-async fn register(rig: &Rig, names: &[&str], redises: &[Redis]) -> Result<Vec<Registered>> {
-    let admin = StoreAdmin::connect(&rig.owner()?).await?;
-    let mut others = Vec::new();
-    for (name, redis) in names.iter().zip(redises).skip(1) {
-        others.push(Registered::new(&admin, name, &redis.url(0)).await?);
-    }
-    admin.close().await;
-    Ok(others)
 }
 
 /// Publishes a stream to each broker at the same time, until then; returns how many events each got.
