@@ -21,6 +21,8 @@ mod live_lists;
 mod marks;
 #[path = "store/plans.rs"]
 mod plans;
+#[path = "store/purge.rs"]
+mod purge;
 #[path = "store/queries.rs"]
 mod queries;
 #[path = "store/query_plans.rs"]
