@@ -74,82 +74,11 @@ impl Span {
 impl Figures {
     /// Returns all tables.
     pub(crate) fn table(&self) -> String {
-        let each = |calls: u64| format!("{:.1}", calls as f64 / self.brokers as f64);
-        let seconds = |duration: Duration| format!("{:.1} s", duration.as_secs_f64());
-        let middle = self.changes.get(self.changes.len() / 2).copied().unwrap_or_default();
-        let worst = self.changes.last().copied().unwrap_or_default();
-        let writes_a_minute = self.busy.calls.writes() as f64 / self.busy.seconds * 60.0 / self.brokers as f64;
-        let rows = [
-            (
-                "memory, most of either process",
-                format!("{} MiB", mebibytes(self.first.peak.max(self.second.peak))),
-                "100 MiB",
-                "60 MiB",
-            ),
-            (
-                "memory, quiet",
-                format!("{} MiB", mebibytes(self.quiet.resident)),
-                "100 MiB",
-                "60 MiB",
-            ),
-            (
-                "memory without CeleryBrokers",
-                format!("{} MiB", mebibytes(self.empty.resident)),
-                "",
-                "",
-            ),
-            (
-                "writes beside the Lease while nothing changes",
-                self.quiet.calls.writes().to_string(),
-                "0",
-                "0",
-            ),
-            (
-                "all looked at after a restart",
-                seconds(self.restarted),
-                "300 s",
-                "60 s",
-            ),
-            ("all settled after their creation", seconds(self.settled), "", ""),
-            ("half of them", seconds(self.settled_half), "", ""),
-            (
-                "API calls per settled CR, creation",
-                each(self.creation.total()),
-                "",
-                "",
-            ),
-            ("of these writes", each(self.creation.writes()), "", ""),
-            ("passes per CR, creation", each(self.creation_passes), "", ""),
-            ("API calls per settled CR, restart", each(self.restart.total()), "", ""),
-            ("of these writes", each(self.restart.writes()), "", ""),
-            ("passes per CR, restart", each(self.restart_passes), "", ""),
-            (
-                "statements per CR, restart",
-                each(self.restart_statements.calls),
-                "",
-                "",
-            ),
-            (
-                "one changed among them, until its status says so: median",
-                seconds(middle),
-                "",
-                "",
-            ),
-            ("the longest", seconds(worst), "", ""),
-            (
-                "counts that always change: writes a minute and CR",
-                format!("{writes_a_minute:.2}"),
-                "1",
-                "",
-            ),
-        ];
         let mut lines = vec![
             format!("\n| {} CeleryBrokers | measured | required | goal |", self.brokers),
             "|---|---|---|---|".to_owned(),
         ];
-        lines.extend(
-            rows.map(|(what, measured, required, goal)| format!("| {what} | {measured} | {required} | {goal} |")),
-        );
+        lines.extend(self.rows().iter().map(Row::line));
         lines.push(format!("\nquiet, {}", self.quiet.line()));
         lines.push(format!("busy, {}", self.busy.line()));
         lines.push(format!("created in {:.1} s", self.created.as_secs_f64()));
@@ -159,16 +88,47 @@ impl Figures {
 
     /// Returns what is required and was missed.
     pub(crate) fn missed(&self) -> Vec<&'static str> {
-        let peak = self.first.peak.max(self.second.peak);
-        let checks = [
-            (peak > 100 << 20, "memory"),
-            (self.quiet.calls.writes() > 0, "writes while nothing changes"),
-            (self.restarted > Duration::from_mins(5), "the time after a restart"),
-        ];
-        checks
-            .into_iter()
-            .filter_map(|(is_missed, what)| is_missed.then_some(what))
-            .collect()
+        let rows = self.rows();
+        let missed = rows.iter().filter(|row| row.is_missed());
+        missed.map(|row| row.what).collect()
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let each = |what, calls: u64| Row::new(what, calls as f64 / self.brokers as f64, "").fine();
+        let seconds = |what, duration: Duration| Row::new(what, duration.as_secs_f64(), " s").fine();
+        let memory = |what, bytes: u64| Row::new(what, bytes as f64 / f64::from(1 << 20), " MiB");
+        let middle = self.changes.get(self.changes.len() / 2).copied().unwrap_or_default();
+        let worst = self.changes.last().copied().unwrap_or_default();
+        let writes_a_minute = self.busy.calls.writes() as f64 / self.busy.seconds * 60.0 / self.brokers as f64;
+        vec![
+            memory("memory, most of either process", self.first.peak.max(self.second.peak)).at_most(100.0, 60.0),
+            memory("memory, quiet", self.quiet.resident).at_most(100.0, 60.0),
+            memory("memory without CeleryBrokers", self.empty.resident),
+            Row::new(
+                "writes beside the Lease while nothing changes",
+                self.quiet.calls.writes() as f64,
+                "",
+            )
+            .at_most(0.0, 0.0),
+            seconds("all looked at after a restart", self.restarted).at_most(300.0, 60.0),
+            seconds("all settled after their creation", self.settled),
+            seconds("half of them", self.settled_half),
+            each("API calls per settled CR, creation", self.creation.total()),
+            each("of these writes", self.creation.writes()),
+            each("passes per CR, creation", self.creation_passes),
+            each("API calls per settled CR, restart", self.restart.total()),
+            each("of these writes", self.restart.writes()),
+            each("passes per CR, restart", self.restart_passes),
+            each("statements per CR, restart", self.restart_statements.calls),
+            seconds("one changed among them, until its status says so: median", middle),
+            seconds("the longest", worst),
+            Row::new(
+                "counts that always change: writes a minute and CR (1 at most)",
+                writes_a_minute,
+                "",
+            )
+            .fine(),
+        ]
     }
 
     /// Returns calls by verb and resource in each phase.
@@ -197,6 +157,53 @@ impl Figures {
             lines.push(format!("| {} {} | {} |", call.0, call.1, counts.join(" | ")));
         }
         lines.join("\n")
+    }
+}
+
+/// A line of the table.
+struct Row {
+    what: &'static str,
+    value: f64,
+    unit: &'static str,
+    decimals: usize,
+    /// At most so much is required, and the goal.
+    limits: Option<(f64, f64)>,
+}
+
+impl Row {
+    fn new(what: &'static str, value: f64, unit: &'static str) -> Self {
+        Self {
+            what,
+            value,
+            unit,
+            decimals: 0,
+            limits: None,
+        }
+    }
+
+    /// Shows tenths.
+    fn fine(self) -> Self {
+        Self { decimals: 1, ..self }
+    }
+
+    fn at_most(self, required: f64, goal: f64) -> Self {
+        Self {
+            limits: Some((required, goal)),
+            ..self
+        }
+    }
+
+    fn is_missed(&self) -> bool {
+        self.limits.is_some_and(|(required, _)| self.value > required)
+    }
+
+    fn line(&self) -> String {
+        let (what, unit, decimals) = (self.what, self.unit, self.decimals);
+        let limits = self.limits.map_or_else(
+            || " | ".to_owned(),
+            |(required, goal)| format!("{required}{unit} | {goal}{unit}"),
+        );
+        format!("| {what} | {:.decimals$}{unit} | {limits} |", self.value)
     }
 }
 
