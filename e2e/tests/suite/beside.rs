@@ -1,6 +1,6 @@
-//! These run beside each other, each in a namespace of its own. They begin in the order of their names: `all_kinds` takes longest.
+//! These run beside each other, each in a namespace of its own. They begin in the order of their names: `tasks` takes longest and all of the
+//! processors, and comes beside those that need little.
 
-mod all_kinds;
 mod burst;
 mod children;
 mod counts;
@@ -9,4 +9,5 @@ mod no_broker;
 mod reapplied;
 mod secrets;
 mod services;
+mod tasks;
 mod tenancy;
