@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cluster::setting;
-use crate::install::{NAMESPACE, RELEASE};
 
 /// A place in the audit log.
 #[derive(Clone, Debug)]
@@ -108,13 +107,6 @@ impl Mark {
         let mut requests = self.requests()?;
         requests.retain(|request| request.is_write() && request.user.username == user);
         Ok(requests)
-    }
-
-    /// Returns what the operator wrote since then, but its leases.
-    pub fn operator_writes(&self) -> anyhow::Result<Vec<Request>> {
-        let mut writes = self.writes_of(&format!("{NAMESPACE}:{RELEASE}-operator"))?;
-        writes.retain(|request| !request.is_about("leases"));
-        Ok(writes)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is printed when a test fails: objects with their states, warnings, logs; of one that passed, how long it took.
+//! What is printed when a test fails: objects with their states, warnings, logs.
 
 use kube::ResourceExt;
 use kube::api::DynamicObject;
@@ -31,12 +31,6 @@ pub async fn print(test: &str, scope: &Scope) {
         warnings(&scope.cluster, namespace, &mut report).await;
     }
     eprintln!("{report}=== end of {test} ===\n");
-}
-
-/// Says how long a test took that passed.
-#[expect(clippy::print_stderr, reason = "tells where the time of a run goes")]
-pub fn passed(test: &str, scope: &Scope) {
-    eprintln!("{test} passed after {:.0} s", scope.began.elapsed().as_secs_f64());
 }
 
 async fn pods(cluster: &Cluster, namespace: &str, report: &mut String) {

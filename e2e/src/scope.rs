@@ -70,9 +70,8 @@ where
         let said = owned.or_else(|| panic.downcast_ref::<&str>().map(|literal| (*literal).to_owned()));
         Err(anyhow!("the test panicked: {}", said.unwrap_or_default()))
     });
-    match &outcome {
-        Ok(()) => report::passed(test, &scope),
-        Err(_) => report::print(test, &scope).await,
+    if outcome.is_err() {
+        report::print(test, &scope).await;
     }
     let kept = outcome.is_err() && std::env::var("KANCHI_KEEP").is_ok();
     if !kept {

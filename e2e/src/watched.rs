@@ -4,15 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::Deserialize;
 
 use crate::broker::BrokerManifest;
 use crate::cluster::{checkout, setting};
 use crate::scope::Scope;
 use crate::services::Service;
 use crate::shop::{Shop, ShopOptions};
-use crate::store::TASKS;
-use crate::wait::{seen, until};
 
 /// What carries the events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,15 +22,6 @@ pub enum Transport {
 
 /// Name of the broker that [`Scope::watch`] applies.
 pub const ORDERS: &str = "orders";
-
-/// What the store holds of broker [`ORDERS`].
-#[derive(Debug, Deserialize, PartialEq, Eq)]
-pub struct History {
-    /// The broker's key.
-    pub broker_id: i32,
-    /// Tasks that have succeeded.
-    pub tasks: i64,
-}
 
 impl Transport {
     /// Returns the service that it needs.
@@ -95,30 +83,6 @@ impl Scope {
     pub async fn shop(&self, transport: Transport) -> anyhow::Result<Shop> {
         let options = ShopOptions::new("shop", &setting("KANCHI_CELERY_IMAGE")?, &transport.shop_url());
         self.cluster.start_shop(&self.namespace, &options).await
-    }
-
-    /// Returns what the store holds of broker [`ORDERS`].
-    pub async fn history(&self) -> anyhow::Result<History> {
-        let sql = format!(
-            "select b.broker_id, count(t.task_id) as tasks from kanchi.broker b
-             left join {TASKS} t
-               on t.broker_id = b.broker_id and t.state = 'SUCCESS'
-             where b.namespace = '{}' and b.name = '{ORDERS}' group by b.broker_id",
-            self.namespace
-        );
-        let rows: Vec<History> = self.cluster.query(&sql).await?;
-        rows.into_iter().next().context("the store does not know the broker")
-    }
-
-    /// Publishes 20 tasks that succeed and waits until the store holds so many in all.
-    pub async fn publish_and_await(&self, shop: &Shop, total: i64) -> anyhow::Result<()> {
-        shop.publish(&self.cluster, "success", 20).await?;
-        let within = Duration::from_secs(60);
-        until(&format!("{total} tasks in the history"), within, || async {
-            let history = self.history().await?;
-            Ok(seen(history.tasks == total, (), |()| format!("{history:?}")))
-        })
-        .await
     }
 }
 

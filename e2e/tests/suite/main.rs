@@ -1,7 +1,17 @@
 //! The end-to-end tests: one file per area, one program, so that they link once.
 //!
-//! `make e2e` runs them all; `make e2e TEST=tenancy` those whose path has that word. They begin in the order of their paths: those that
-//! run alone come first, so that none of them waits for a long one while the others wait for it.
+//! `make e2e` runs them all; `make e2e TEST=tenancy` those whose path has that word.
 
-mod alone;
-mod beside;
+mod burst;
+mod chain;
+mod children;
+mod definitions;
+mod hostile;
+mod leader;
+mod lifecycle;
+mod outage;
+mod quiet;
+mod secrets;
+mod services;
+mod tasks;
+mod tenancy;

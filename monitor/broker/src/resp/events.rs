@@ -26,7 +26,7 @@ use crate::time::now;
 /// Read at a time; large enough that a burst costs few system calls.
 const CHUNK: usize = 128 * 1024;
 /// Room left in a chunk below which a new one is begun. Messages keep the whole chunk alive that they were read into, so
-/// a chunk must be filled: at a message a read, one chunk each would make a ring of 4 MiB take a hundred.
+/// a chunk must be filled: at a message a read, one chunk each would make a ring of 8 MiB take a hundred.
 const LEAST_ROOM: usize = 16 * 1024;
 /// A larger message is passed over and told as a gap; Celery's largest are far below.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
