@@ -83,11 +83,12 @@ YAML
 
 # === processes ===
 
-# A session of its own, so that an interrupt of the terminal does not reach it; fd 9 is the lab's lock.
+# A session of its own, so that an interrupt of the terminal does not reach it. It outlives what holds the locks: of a test session (7), of
+# a build (8), of the lab (9).
 start() { # name, command
   local name=$1
   shift
-  setsid nsenter --net="/run/netns/$LAB_NAME" "$@" >"$RUN/$name.log" 2>&1 </dev/null 8>&- 9>&- &
+  setsid nsenter --net="/run/netns/$LAB_NAME" "$@" >"$RUN/$name.log" 2>&1 </dev/null 7>&- 8>&- 9>&- &
   echo $! >"$RUN/$name.pid"
 }
 

@@ -26,10 +26,10 @@ step() {
   STEP_LOG="" TICKER=""
 }
 
-# A line every 20 s. Its sleeps hold neither the lock (9) nor the terminal, so nobody waits for the last of them.
+# A line every 20 s. Its sleeps hold neither a lock nor the terminal, so nobody waits for the last of them.
 ticker() {
   local begin=$SECONDS
-  exec 8>&- 9>&-
+  exec 7>&- 8>&- 9>&-
   while sleep 20 >/dev/null 2>&1; do say "  still at it: $1 ($((SECONDS - begin)) s)"; done
 }
 
