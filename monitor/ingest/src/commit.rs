@@ -11,6 +11,7 @@ use std::{collections, mem, panic};
 
 use foldhash::HashSet;
 use futures::FutureExt as _;
+use kanchi_contract::Transport;
 use kanchi_domain::{Event, Limits};
 use kanchi_store::{BatchHead, DeadLetter, Ending, Epoch, Stored};
 use tokio::sync::{mpsc, watch};
@@ -310,7 +311,9 @@ impl Committer {
             }
             Stored::Before => self.reducer.live.forget(),
         }
-        self.digests.remember(&head.digests);
+        if self.settings.borrow().broker.url.transport() == Transport::Amqp {
+            self.digests.remember(&head.digests);
+        }
         self.digests.tidy(Instant::now());
         self.connections.give_back(store);
         // Thousands of small pieces of memory: given back beside the next batch.

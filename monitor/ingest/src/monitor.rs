@@ -58,7 +58,7 @@ impl Default for MonitorLimits {
         Self {
             unacknowledged_bytes: 12 * 1024 * 1024,
             unread_bytes: 24 * 1024 * 1024,
-            ring_bytes: 8 * 1024 * 1024,
+            ring_bytes: 4 * 1024 * 1024,
             standby_bytes: 32 * 1024 * 1024,
             // Nine tenths of the volume: the kubelet evicts a pod whose emptyDir passes its limit.
             spool_bytes: kanchi_contract::SPOOL_BYTES / 10 * 9,

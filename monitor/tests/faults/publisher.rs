@@ -15,7 +15,7 @@ use crate::ledger::{Ledger, Sent};
 /// Tasks that begin each second; each has some four events.
 const TASKS_PER_SECOND: u64 = 400;
 
-/// Bytes of a task of ballast; there are eighty a second. In batches that cannot be stored and in the ring there is room for 23 MiB.
+/// Bytes of a task of ballast; there are eighty a second. In batches that cannot be stored and in the ring there is room for 17 MiB.
 const BALLAST: usize = 48 << 10;
 
 /// How often what is due is published.

@@ -1,11 +1,12 @@
-//! Which messages are in the store already: asked only for messages that may have been delivered before.
+//! Which messages are in the store already: asked only for messages that may have been delivered before. What this process has stored
+//! itself may come again from RabbitMQ alone: nothing of Redis is read twice by one process.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Messages of this process that are remembered. What is committed and not yet acknowledged at the broker is a few
-/// batches; this is many times that, in about 3 MB.
-const REMEMBERED: usize = 65_536;
+/// Messages of this process that are remembered, in 1.6 MiB at most. What is committed and not yet acknowledged at the broker is within
+/// the prefetch, which is 10,000 at most.
+const REMEMBERED: usize = 24_576;
 
 /// What the store told is forgotten when no redelivered message was seen for so long.
 const KEEP_LOADED: Duration = Duration::from_mins(1);
@@ -40,17 +41,19 @@ impl Digests {
         self.recent.contains(&digest) || self.loaded.as_ref().is_some_and(|loaded| loaded.contains(&digest))
     }
 
-    /// These messages are stored now.
+    /// These messages are stored now, and may be delivered to this process again.
     pub fn remember(&mut self, digests: &[u128]) {
         for digest in digests {
-            if self.recent.insert(*digest) {
-                self.order.push_back(*digest);
+            if !self.recent.insert(*digest) {
+                continue;
             }
-        }
-        while self.order.len() > REMEMBERED {
-            if let Some(oldest) = self.order.pop_front() {
+            // Before one is added: a full queue would double.
+            if self.order.len() == REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
                 self.recent.remove(&oldest);
             }
+            self.order.push_back(*digest);
         }
     }
 
@@ -87,6 +90,11 @@ mod tests {
             digests.remember(&[digest]);
         }
         assert_eq!(digests.recent.len(), REMEMBERED);
-        assert!(!digests.contains(0, Instant::now()));
+        assert!(!digests.contains(9, Instant::now()) && digests.contains(10, Instant::now()));
+        for digest in 0..(20 * REMEMBERED as u128) {
+            digests.remember(&[digest]);
+        }
+        assert!(digests.order.capacity() <= 1 << 15, "{}", digests.order.capacity());
+        assert!(digests.recent.capacity() <= 1 << 16, "{}", digests.recent.capacity());
     }
 }

@@ -8,11 +8,14 @@
 use std::time::{Duration, Instant};
 
 use foldhash::HashSet;
+use foldhash::fast::RandomState;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Live tasks that are remembered; beyond it every task is looked up. With [`SPARE`] and two batches they fit into a table of 2^18
-/// places and 2.4 MiB.
+/// Live tasks that are remembered; beyond it every task is looked up. With [`SPARE`] and two batches they fit into [`TABLE`].
 pub const MAX_LIVE: u32 = 200_000;
+
+/// Ids that fit into a table of 2^18 places, seven of eight, and 2.4 MiB.
+const TABLE: usize = (1 << 18) / 8 * 7;
 
 /// More than fit that may be remembered until the set is loaded anew.
 const SPARE: usize = 12_000;
@@ -58,7 +61,10 @@ impl LiveIds {
     /// These have a live row now.
     pub fn add<'a>(&mut self, ids: impl IntoIterator<Item = &'a str>) {
         if let Some(known) = self.known.as_mut() {
-            known.extend(ids.into_iter().map(hash));
+            for id in ids {
+                make_room(known);
+                known.insert(hash(id));
+            }
         }
     }
 
@@ -75,6 +81,17 @@ impl LiveIds {
     pub fn forget(&mut self) {
         self.known = None;
         self.failed = None;
+    }
+}
+
+/// Where ids come and go, the places of those that went are used up: a table that is more than half full then doubles. It is made
+/// anew instead, as large as it was.
+fn make_room(known: &mut HashSet<u64>) {
+    let (held, more) = (known.len(), known.len() / 4);
+    if held == known.capacity() && (TABLE / 2..TABLE).contains(&held) {
+        let mut fresh = HashSet::with_capacity_and_hasher((held + more).min(TABLE), RandomState::default());
+        fresh.extend(known.drain());
+        *known = fresh;
     }
 }
 
@@ -145,5 +162,18 @@ mod tests {
         let (mut live, now) = (LiveIds::default(), Instant::now());
         live.load(loaded(MAX_LIVE as usize + 1), now);
         assert!(live.may_hold("x") && !live.is_due(now) && live.is_due(now + TRY_AGAIN));
+    }
+
+    #[test]
+    fn does_not_grow_where_as_many_tasks_end_as_begin() {
+        let (mut live, now) = (LiveIds::default(), Instant::now());
+        let held = 130_000;
+        live.load(loaded(held), now);
+        for number in 0..400_000 {
+            live.remove([number.to_string().as_str()]);
+            live.add([(number + held).to_string().as_str()]);
+        }
+        let sizes = live.known.map(|known| (known.len(), known.capacity() <= TABLE));
+        assert_eq!(sizes, Some((held, true)));
     }
 }

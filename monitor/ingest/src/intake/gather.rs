@@ -26,8 +26,9 @@ const USUAL_EVENT_BYTES: usize = 320;
 /// Bytes that a task's facts take besides their texts, for each event.
 const FACT_BYTES: usize = 192;
 
-/// Bytes that a task takes besides its events: its places in map and list.
-const TASK_BYTES: usize = 512;
+/// Bytes that a task takes besides its events: its places in map and list, its row and its facts as they are stored. After a moment in
+/// which nothing was stored a batch may be the ends of as many tasks as it has events.
+const TASK_BYTES: usize = 1_536;
 
 /// A task that began so shortly before a full batch ends waits for the next one: most tasks are short, and one that begins
 /// and ends in the same batch needs no row in the live table.
