@@ -49,32 +49,19 @@ struct StoredState {
 
 #[tokio::test]
 async fn every_task_on_rabbitmq_is_what_the_table_says() -> anyhow::Result<()> {
-    let image = setting("KANCHI_CELERY_IMAGE")?;
-    scoped("tasks-rabbitmq", |scope| async move {
-        every_kind(
-            &scope,
-            Transport::RabbitMq,
-            &image,
-            number("KANCHI_E2E_TASKS", 2_000)?,
-            &[],
-        )
-        .await
-    })
-    .await
+    on_the_newest_celery("tasks-rabbitmq", Transport::RabbitMq).await
 }
 
 #[tokio::test]
 async fn every_task_on_redis_is_what_the_table_says() -> anyhow::Result<()> {
+    on_the_newest_celery("tasks-redis", Transport::Redis).await
+}
+
+async fn on_the_newest_celery(test: &str, transport: Transport) -> anyhow::Result<()> {
     let image = setting("KANCHI_CELERY_IMAGE")?;
-    scoped("tasks-redis", |scope| async move {
-        every_kind(
-            &scope,
-            Transport::Redis,
-            &image,
-            number("KANCHI_E2E_TASKS", 2_000)?,
-            &[],
-        )
-        .await
+    scoped(test, |scope| async move {
+        let count = number("KANCHI_E2E_TASKS", 2_000)?;
+        every_kind(&scope, transport, &image, count, &[]).await
     })
     .await
 }
